@@ -1,0 +1,89 @@
+# Each target makes its own environment in $(VENV), with PYTHON= or the first
+# Python >= 3.11 that is found. Stamp files make a second run quick.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+VENV ?= .venv
+PYTHON ?=
+# More words for pytest, or for the demo and the benchmark.
+ARGS ?=
+
+python := $(VENV)/bin/python
+stamps := $(VENV)/stamps
+pip := $(python) -m pip install --disable-pip-version-check --quiet
+build := $(python) tools/build.py
+
+package_files := pyproject.toml CMakeLists.txt $(wildcard cmake/*.cmake) \
+  $(wildcard oneemb_jax/*.py oneemb_jax/*.pyi) \
+  $(wildcard xla_ffi/*.cc xla_ffi/*/*.cc xla_ffi/*/*.h) $(wildcard cuda/*)
+# What pytest runs besides tests/: the examples in docstrings and pages.
+doctests := README.md docs
+
+.PHONY: help
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' \
+	  | expand -t 16
+
+.PHONY: demo
+demo: $(stamps)/examples  ## Train a DLRM on synthetic clicks
+	$(python) examples/dlrm.py --synthetic $(ARGS)
+
+.PHONY: bench
+bench: $(stamps)/bench  ## Measure lookup, update and the whole step
+	$(python) benchmarks/cpu.py $(ARGS)
+
+.PHONY: test
+test: test-cpp test-python  ## Run the C++ and the Python tests
+
+.PHONY: test-cpp
+test-cpp: $(stamps)/test
+	$(build) --tests
+
+# The folder of the installed package: its doctests run against what users get.
+.PHONY: test-python
+test-python: $(stamps)/test
+	cd tests && package=$$(../$(python) -c \
+	  'import oneemb_jax; print(oneemb_jax.__path__[0])') && cd .. && \
+	$(VENV)/bin/pytest tests $(doctests) "$$package" $(ARGS)
+
+.PHONY: lint
+lint: $(stamps)/lint  ## Run every checker
+	$(python) tools/check.py
+
+.PHONY: sanitize
+sanitize: $(stamps)/test  ## Run the tests under the sanitizers
+	$(build) --tests --sanitize "address;undefined"
+	$(build) --tests --sanitize thread
+	$(python) tools/pytest_asan.py $(ARGS)
+
+.PHONY: dev
+dev:  ## Build the module into oneemb_jax/, with PYTHON or $(VENV)
+	$(if $(PYTHON),$(PYTHON),$(python)) tools/build.py
+
+.PHONY: clean
+clean:  ## Remove builds and environments
+	rm -rf build dist out .venv .venv-* oneemb_jax/*.so .cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(stamps)/venv:
+	python=$$(PYTHON="$(PYTHON)" tools/find_python.sh) && \
+	  echo "environment $(VENV): $$python" && \
+	  "$$python" -m venv $(VENV)
+	$(pip) --upgrade pip
+	mkdir -p $(stamps)
+	touch $@
+
+$(stamps)/package: $(stamps)/venv $(package_files)
+	$(pip) .
+	touch $@
+
+# The package is installed by now; these add what one extra wants.
+$(stamps)/examples $(stamps)/bench $(stamps)/lint: $(stamps)/%: \
+    $(stamps)/package pyproject.toml
+	$(pip) "oneemb-jax[$*]"
+	touch $@
+$(stamps)/test: $(stamps)/package pyproject.toml
+	$(pip) "oneemb-jax[test]"
+	touch $@

@@ -1,0 +1,116 @@
+"""Builds with CMake and Ninja directly, without making a wheel.
+
+python tools/build.py                       the module, into oneemb_jax/
+python tools/build.py --prefix DIR          the module and the package, into DIR
+python tools/build.py --tests               the C++ tests, built and run
+Any of them with --sanitize address, undefined, "address;undefined" or thread.
+
+The interpreter that runs this is the one built for. It needs nanobind and
+jaxlib; cmake and ninja come from its own folder or from PATH.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# The newest FFI API that a module may be built with, and a jaxlib that has it.
+FFI_MINOR, FFI_JAXLIB = 3, "jaxlib==0.10.*"
+
+
+def tool(name: str) -> str:
+    """Path of an executable, the interpreter's own folder first."""
+    search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    found = shutil.which(name, path=search)
+    if found is None:
+        sys.exit(f"build.py: {name} not found; pip install {name}")
+    return found
+
+
+def run(*command: object) -> None:
+    """Runs a command, and ends this program with its status when it fails."""
+    words = [str(word) for word in command]
+    print("+", " ".join(words), flush=True)
+    status = subprocess.run(words, cwd=ROOT, check=False).returncode
+    if status != 0:
+        sys.exit(status)
+
+
+def ffi_include() -> Path:
+    """Folder of FFI headers that are old enough; fetched when there are none."""
+    spec = importlib.util.find_spec("jaxlib")
+    if spec is not None and spec.origin is not None:
+        include = Path(spec.origin).parent / "include"
+        text = (include / "xla/ffi/api/c_api.h").read_text()
+        minor = re.search(r"#define XLA_FFI_API_MINOR (\d+)", text)
+        if minor is not None and int(minor[1]) <= FFI_MINOR:
+            return include
+    folder = ROOT / "build" / "jaxlib-0.10"
+    include = folder / "jaxlib" / "include"
+    if not include.exists():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+        run(*pip, "--no-deps", "--target", folder, FFI_JAXLIB)
+    return include
+
+
+def configure(folder: Path, *, module: bool, options: argparse.Namespace) -> None:
+    """Configures one build folder."""
+    settings = {
+        "CMAKE_BUILD_TYPE": "Release",
+        "CMAKE_MAKE_PROGRAM": tool("ninja"),
+        "Python_EXECUTABLE": sys.executable,
+        "ONEEMB_BUILD_MODULE": "ON" if module else "OFF",
+        "ONEEMB_BUILD_TESTS": "OFF" if module else "ON",
+        "ONEEMB_INPLACE": "ON" if module and options.prefix is None else "OFF",
+        "ONEEMB_SANITIZE": options.sanitize,
+    }
+    if module:
+        settings["ONEEMB_FFI_INCLUDE_DIR"] = str(ffi_include())
+    defines = [f"-D{name}={value}" for name, value in settings.items()]
+    run(tool("cmake"), "-S", ".", "-B", folder, "-G", "Ninja", *defines)
+
+
+def install_package(prefix: Path) -> None:
+    """Puts the package's own files beside the installed module."""
+    shutil.copytree(
+        ROOT / "oneemb_jax",
+        prefix / "oneemb_jax",
+        ignore=shutil.ignore_patterns("*.so", "__pycache__"),
+        dirs_exist_ok=True,
+    )
+
+
+def main() -> None:
+    """Parses the command line and builds."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tests", action="store_true")
+    parser.add_argument("--prefix", type=Path)
+    parser.add_argument("--sanitize", default="")
+    parser.add_argument("--jobs", default=str(os.cpu_count()))
+    options = parser.parse_args()
+    suffix = "-" + options.sanitize.replace(";", "-") if options.sanitize else ""
+    kind = "cpp" if options.tests else f"dev-{sysconfig.get_config_var('SOABI')}"
+    folder = ROOT / "build" / f"{kind}{suffix}"
+    configure(folder, module=not options.tests, options=options)
+    run(tool("cmake"), "--build", folder, "--parallel", options.jobs)
+    if options.tests:
+        jobs = ["--parallel", options.jobs]
+        run(tool("ctest"), "--test-dir", folder, "--output-on-failure", *jobs)
+    elif options.prefix is not None:
+        install = [tool("cmake"), "--install", folder, "--component", "python"]
+        run(*install, "--prefix", options.prefix)
+        install_package(options.prefix)
+
+
+if __name__ == "__main__":
+    main()
