@@ -2,7 +2,7 @@
 
 python tools/build.py                       the module, into oneemb_jax/
 python tools/build.py --prefix DIR          the module and the package, into DIR
-python tools/build.py --tests               the C++ tests, built and run
+python tools/build.py --tests [NAME]        the C++ tests (or one), built and run
 Any of them with --sanitize address, undefined, "address;undefined" or thread.
 
 The interpreter that runs this is the one built for. It needs nanobind and
@@ -93,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tests", action="store_true")
+    parser.add_argument("--tests", nargs="?", const="all")
     parser.add_argument("--prefix", type=Path)
     parser.add_argument("--sanitize", default="")
     parser.add_argument("--jobs", default=str(os.cpu_count()))
@@ -101,14 +101,18 @@ def main() -> None:
     suffix = "-" + options.sanitize.replace(";", "-") if options.sanitize else ""
     kind = "cpp" if options.tests else f"dev-{sysconfig.get_config_var('SOABI')}"
     folder = ROOT / "build" / f"{kind}{suffix}"
-    configure(folder, module=not options.tests, options=options)
-    run(tool("cmake"), "--build", folder, "--parallel", options.jobs)
+    configure(folder, module=options.tests is None, options=options)
+    build = [tool("cmake"), "--build", folder, "--parallel", options.jobs]
     if options.tests:
-        jobs = ["--parallel", options.jobs]
-        run(tool("ctest"), "--test-dir", folder, "--output-on-failure", *jobs)
-    elif options.prefix is not None:
-        install = [tool("cmake"), "--install", folder, "--component", "python"]
-        run(*install, "--prefix", options.prefix)
+        pattern = ".*" if options.tests == "all" else f"^{options.tests}$"
+        run(*build, "--target", options.tests)
+        ctest = [tool("ctest"), "--test-dir", folder, "--parallel", options.jobs]
+        run(*ctest, "--output-on-failure", "--no-tests=error", "-R", pattern)
+        return
+    run(*build)
+    if options.prefix is not None:
+        install = [tool("cmake"), "--install", folder, "--prefix", options.prefix]
+        run(*install, "--component", "python")
         install_package(options.prefix)
 
 
