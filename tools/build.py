@@ -3,7 +3,8 @@
 python tools/build.py                       the module, into oneemb_jax/
 python tools/build.py --prefix DIR          the module and the package, into DIR
 python tools/build.py --tests [NAME]        the C++ tests (or one), built and run
-Any of them with --sanitize address, undefined, "address;undefined" or thread.
+python tools/build.py --compile-commands    nothing; build/lint for clang-tidy
+The first three with --sanitize address, undefined, "address;undefined" or thread.
 
 The interpreter that runs this is the one built for. It needs nanobind and
 jaxlib; cmake and ninja come from its own folder or from PATH.
@@ -61,15 +62,17 @@ def ffi_include() -> Path:
     return include
 
 
-def configure(folder: Path, *, module: bool, options: argparse.Namespace) -> None:
+def configure(folder: Path, options: argparse.Namespace) -> None:
     """Configures one build folder."""
+    lint = options.compile_commands
+    module = options.tests is None
     settings = {
         "CMAKE_BUILD_TYPE": "Release",
         "CMAKE_MAKE_PROGRAM": tool("ninja"),
         "Python_EXECUTABLE": sys.executable,
         "ONEEMB_BUILD_MODULE": "ON" if module else "OFF",
-        "ONEEMB_BUILD_TESTS": "OFF" if module else "ON",
-        "ONEEMB_INPLACE": "ON" if module and options.prefix is None else "OFF",
+        "ONEEMB_BUILD_TESTS": "ON" if lint or not module else "OFF",
+        "ONEEMB_INPLACE": "OFF" if lint or options.prefix else "ON",
         "ONEEMB_SANITIZE": options.sanitize,
     }
     if module:
@@ -88,20 +91,31 @@ def install_package(prefix: Path) -> None:
     )
 
 
+def build_folder(options: argparse.Namespace) -> Path:
+    """Folder that one set of options has to itself, so builds stay incremental."""
+    if options.compile_commands:
+        return ROOT / "build" / "lint"
+    python = sysconfig.get_config_var("SOABI")
+    kind = "cpp" if options.tests else f"dev-{python}"
+    suffix = "-" + options.sanitize.replace(";", "-") if options.sanitize else ""
+    return ROOT / "build" / f"{kind}{suffix}"
+
+
 def main() -> None:
     """Parses the command line and builds."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tests", nargs="?", const="all")
+    parser.add_argument("--compile-commands", action="store_true")
     parser.add_argument("--prefix", type=Path)
     parser.add_argument("--sanitize", default="")
     parser.add_argument("--jobs", default=str(os.cpu_count()))
     options = parser.parse_args()
-    suffix = "-" + options.sanitize.replace(";", "-") if options.sanitize else ""
-    kind = "cpp" if options.tests else f"dev-{sysconfig.get_config_var('SOABI')}"
-    folder = ROOT / "build" / f"{kind}{suffix}"
-    configure(folder, module=options.tests is None, options=options)
+    folder = build_folder(options)
+    configure(folder, options)
+    if options.compile_commands:
+        return
     build = [tool("cmake"), "--build", folder, "--parallel", options.jobs]
     if options.tests:
         pattern = ".*" if options.tests == "all" else f"^{options.tests}$"

@@ -5,6 +5,7 @@
 // thread that runs the test.
 #pragma once
 
+#include <exception>
 #include <iostream>
 #include <sstream>
 #include <string>
@@ -17,21 +18,21 @@ struct Test {
   const char* name;
   void (*run)();
 };
-struct Failure {};
+struct Failure : std::exception {};
 
 inline std::vector<Test>& Registry() {
   static std::vector<Test> tests;
   return tests;
 }
 
-inline bool Register(const char* name, void (*run)()) {
+inline bool Register(const char* name, void (*run)()) noexcept {
   Registry().push_back({name, run});
   return true;
 }
 
 [[noreturn]] inline void Fail(const std::string& what, const char* file,
                               int line) {
-  std::cerr << file << ":" << line << ": " << what << std::endl;
+  std::cerr << file << ":" << line << ": " << what << '\n';
   throw Failure{};
 }
 
@@ -52,7 +53,7 @@ std::string Show(const T& value) {
 template <class A, class B>
 void CheckEq(const A& a, const B& b, const char* text, const char* file,
              int line) {
-  bool equal;
+  bool equal = false;
   if constexpr (std::is_integral_v<A> && std::is_integral_v<B>) {
     using C = std::common_type_t<A, B>;  // equal as numbers, not only as bits
     equal = static_cast<C>(a) == static_cast<C>(b) && (a < A{}) == (b < B{});
@@ -71,17 +72,18 @@ inline void CheckNear(double a, double b, double tolerance, const char* text,
 
 }  // namespace oneemb::check
 
-#define TEST(name)                                              \
-  static void Test##name();                                     \
-  [[maybe_unused]] static const bool registered_##name =        \
-      ::oneemb::check::Register(#name, &Test##name);            \
+#define TEST(name)                                       \
+  static void Test##name();                              \
+  [[maybe_unused]] static const bool registered_##name = \
+      ::oneemb::check::Register(#name, &Test##name);     \
   static void Test##name()
 #define CHECK(condition) \
-  ((condition) ? void(0) \
-               : ::oneemb::check::Fail("CHECK(" #condition ")", __FILE__, __LINE__))
+  ((condition)           \
+       ? void(0)         \
+       : ::oneemb::check::Fail("CHECK(" #condition ")", __FILE__, __LINE__))
 #define CHECK_EQ(a, b) \
   ::oneemb::check::CheckEq(a, b, "CHECK_EQ(" #a ", " #b ")", __FILE__, __LINE__)
-#define CHECK_NEAR(a, b, tolerance)                                           \
-  ::oneemb::check::CheckNear(a, b, tolerance,                                 \
-                             "CHECK_NEAR(" #a ", " #b ", " #tolerance ")",    \
+#define CHECK_NEAR(a, b, tolerance)                                        \
+  ::oneemb::check::CheckNear(a, b, tolerance,                              \
+                             "CHECK_NEAR(" #a ", " #b ", " #tolerance ")", \
                              __FILE__, __LINE__)

@@ -15,11 +15,11 @@ bool Passes(const Test& test) {
     test.run();
     return true;
   } catch (const oneemb::check::Failure&) {
-    // Printed where it was found.
+    return false;  // printed where it was found
   } catch (const std::exception& error) {
-    std::cerr << "unexpected exception: " << error.what() << std::endl;
+    std::cerr << "unexpected exception: " << error.what() << '\n';
+    return false;
   }
-  return false;
 }
 
 bool Exists(const char* name) {
@@ -34,23 +34,23 @@ int main(int argc, char** argv) {
   const std::vector<const char*> wanted(argv + 1, argv + argc);
   for (const char* name : wanted) {
     if (Exists(name)) continue;
-    std::cerr << "no test named " << name << std::endl;
+    std::cerr << "no test named " << name << '\n';
     return 2;
   }
   int passed = 0;
   int failed = 0;
   for (const Test& test : Registry()) {
     const bool chosen =
-        wanted.empty() || std::any_of(wanted.begin(), wanted.end(),
-                                      [&](const char* name) {
-                                        return std::strcmp(test.name, name) == 0;
-                                      });
+        wanted.empty() ||
+        std::any_of(wanted.begin(), wanted.end(), [&](const char* name) {
+          return std::strcmp(test.name, name) == 0;
+        });
     if (!chosen) continue;
     const bool ok = Passes(test);
     ++(ok ? passed : failed);
-    std::cout << (ok ? "ok   " : "FAIL ") << test.name << std::endl;
+    std::cout << (ok ? "ok   " : "FAIL ") << test.name << '\n';
   }
-  std::cout << passed << " passed, " << failed << " failed" << std::endl;
+  std::cout << passed << " passed, " << failed << " failed" << '\n';
   // No test at all is a mistake of the build, not a success.
   return failed == 0 && passed > 0 ? 0 : 1;
 }
