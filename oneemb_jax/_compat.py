@@ -1,0 +1,30 @@
+"""Differences between JAX versions, one function each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def out_like(
+    operands: tuple[Any, ...], shape: tuple[int, ...], dtype: Any
+) -> jax.ShapeDtypeStruct:
+    """The type of an FFI result that varies over a mesh as its operands do.
+
+    Inside ``jax.shard_map`` a plain ``ShapeDtypeStruct`` says "replicated",
+    which JAX believes: gradients come out wrong without a word.
+    """
+    varying: frozenset[Any] = frozenset()
+    for operand in operands:
+        varying |= jax.typeof(operand).manual_axis_type.varying
+    if not varying:
+        return jax.ShapeDtypeStruct(shape, np.dtype(dtype))
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.ShapeDtypeStruct(
+        shape,
+        np.dtype(dtype),
+        sharding=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()),
+        manual_axis_type=jax.sharding.ManualAxisType(varying=varying),
+    )

@@ -1,0 +1,109 @@
+"""Loads the native library, checks that it fits, and registers its handlers."""
+
+from __future__ import annotations
+
+import importlib
+import pathlib
+import re
+import types
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.custom_batching import custom_vmap
+
+from oneemb_jax import _config
+
+
+def _installed_api_version() -> tuple[int, int]:
+    """The FFI version of the jaxlib in this environment, from its headers."""
+    header = pathlib.Path(jax.ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
+    text = header.read_text(encoding="utf-8")
+    numbers = [
+        re.search(rf"#define\s+XLA_FFI_API_{part}\s+(\d+)", text)
+        for part in ("MAJOR", "MINOR")
+    ]
+    if not all(numbers):
+        raise ImportError(f"oneemb_jax cannot read the FFI version in {header}.")
+    major, minor = (int(number.group(1)) for number in numbers if number)
+    return major, minor
+
+
+def check_api_version(built: tuple[int, int], installed: tuple[int, int]) -> None:
+    """Refuses a library that this jaxlib cannot load.
+
+    A handler of a newer FFI version is found out only when the first operation
+    of the process starts the backend, which then fails for all of JAX.
+
+    Raises:
+        ImportError: if ``built`` is newer than ``installed``.
+    """
+    if built[0] == installed[0] and built[1] <= installed[1]:
+        return
+    raise ImportError(
+        f"oneemb_jax was built for XLA FFI {built[0]}.{built[1]}, the installed "
+        f"jaxlib has {installed[0]}.{installed[1]}. Reinstall oneemb_jax (it builds "
+        "against jaxlib 0.10) or install a newer jaxlib. Nothing was registered: "
+        "JAX itself still works."
+    )
+
+
+def _load() -> types.ModuleType:
+    """The native module for this CPU."""
+    baseline = importlib.import_module("oneemb_jax._native")
+    wanted = _config.instruction_set()
+    if wanted == "baseline" or (wanted == "auto" and not baseline.cpu_supports_v3()):
+        return baseline
+    return importlib.import_module("oneemb_jax._native_v3")
+
+
+def _register(native: types.ModuleType) -> None:
+    check_api_version(native.ffi_api_version, _installed_api_version())
+    native.set_num_threads(_config.num_threads())
+    for name, handler in native.handlers().items():
+        jax.ffi.register_ffi_target(name, handler, platform="cpu")
+
+
+_native = _load()
+_register(_native)
+
+
+def set_num_threads(num_threads: int) -> None:
+    """Threads that CPU kernels split their work for; 0: as many as XLA has."""
+    _native.set_num_threads(num_threads)
+
+
+def call(
+    target: str,
+    results: Sequence[Any],
+    *operands: Any,
+    aliases: dict[int, int] | None = None,
+    **attributes: Any,
+) -> list[jax.Array]:
+    """One custom call that refuses ``jax.vmap``.
+
+    Args:
+        target: name of the FFI target.
+        results: shape and dtype of each result.
+        *operands: arrays.
+        aliases: operand number to the number of the result that takes its place.
+        **attributes: static attributes of the call.
+
+    Raises:
+        ValueError: under ``jax.vmap``.
+    """
+    ffi_call = jax.ffi.ffi_call(target, results, input_output_aliases=aliases)
+
+    @custom_vmap
+    def run(*arrays: Any) -> list[jax.Array]:
+        return list(ffi_call(*arrays, **attributes))
+
+    @run.def_vmap
+    def refuse(axis_size: int, in_batched: Any, *arrays: Any) -> Any:
+        raise ValueError(
+            f"{target.removeprefix('oneemb_')} does not work under jax.vmap "
+            f"(axis size {axis_size}): a table is one object, not a batch of them. "
+            "Call it outside of vmap on the whole batch: ids may have any shape."
+        )
+
+    return run(*operands)

@@ -1,0 +1,379 @@
+"""What the host does to a table between steps: grow it, read and write rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from oneemb_jax import _ffi
+from oneemb_jax.ids import id_words, table_id_period, unpack_ids
+from oneemb_jax.table import (
+    BUCKET_ENTRIES,
+    COUNTERS,
+    Table,
+    array_shapes,
+    check_capacity,
+    host_counters,
+)
+
+@functools.partial(jax.jit, static_argnums=(0,))
+def _grown_arrays(capacity: int, table: Table) -> list[jax.Array]:
+    return _ffi.call(
+        "oneemb_grow",
+        array_shapes(table.spec, capacity),
+        table.index,
+        table.rows,
+        table.clock,
+        table.counters,
+        table.layout_version,
+        **table.spec.attributes(),
+    )
+
+
+def grow(table: Table, capacity: int | None = None) -> Table:
+    """A copy of the table with room for more rows; call it between steps.
+
+    Shapes change, so the next step compiles anew. Both tables are in memory
+    until the old one is let go of. The count of overflows starts from zero.
+
+    Args:
+        table: any table; it stays as it is.
+        capacity: rows of the new table; twice as many by default.
+
+    Raises:
+        ValueError: if ``capacity`` is smaller than now, or too large.
+
+    Example:
+        >>> import oneemb_jax as oe
+        >>> with oe.MultiTableEmbedding(
+        ...     "grow", 4, "float32", "int64", optimizer=oe.sgd(0.1),
+        ...     store_options=oe.make_device_mem_store_options(capacity=8),
+        ... ) as emb:
+        ...     oe.grow(emb.init()).capacity
+        16
+    """
+    host_counters(table, "grow")
+    wanted = 2 * table.capacity if capacity is None else capacity
+    wanted = check_capacity(wanted, "grow")
+    if wanted < table.capacity:
+        raise ValueError(
+            f"grow(capacity={wanted}): the table has {table.capacity} already."
+        )
+    index, rows, clock = _grown_arrays(wanted, table)
+    counters = table.counters.at[0, COUNTERS.index("overflows")].set(0)
+    # Copies of the small leaves: donating one table must not delete the other.
+    small = jax.tree.map(
+        jnp.copy,
+        {name: getattr(table, name) for name in (
+            "step", "layout_version", "generation", "store_nonce", "learning_rate"
+        )},
+    )
+    return dataclasses.replace(
+        table, index=index, rows=rows, clock=clock, counters=counters, **small
+    )
+
+
+class Rows(NamedTuple):
+    """Rows of a table as NumPy arrays.
+
+    Attributes:
+        embedding: float32[n, embedding_dim].
+        state: optimizer state by field name: float32[n, embedding_dim], or
+            float32[n] or uint32[n] for what an optimizer keeps once a row.
+        found: bool[n]; False for an id without a row, whose values are those its
+            first update would start from.
+    """
+
+    embedding: np.ndarray
+    state: dict[str, np.ndarray]
+    found: np.ndarray
+
+
+#: One bucket of the index (xla_ffi/core/bucket.h).
+_BUCKET = np.dtype(
+    [
+        ("tags", "u1", BUCKET_ENTRIES),
+        ("overflow", "<u4"),
+        ("ids", "<u8", BUCKET_ENTRIES),
+        ("tables", "<u2", BUCKET_ENTRIES),
+        ("slots", "<i4", BUCKET_ENTRIES),
+    ]
+)
+
+
+@functools.partial(jax.jit, static_argnums=(2,))
+def _slice(array: jax.Array, start: Any, count: int) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(array, start, count)
+
+
+@jax.jit
+def _take_rows(rows: jax.Array, slots: jax.Array) -> jax.Array:
+    return rows.at[slots].get(mode="promise_in_bounds")
+
+
+def items(
+    table: Table, batch_size: int = 65536
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Everything in a table, in batches; the order is that of the index.
+
+    Args:
+        table: the table; do not donate it while the iteration runs.
+        batch_size: most rows a batch.
+
+    Yields:
+        ids (of the table's key type), table ids (int32; 0 where tables share
+        their keys) and embeddings (float32[n, embedding_dim]).
+
+    Raises:
+        ValueError: if ``batch_size`` is not positive.
+
+    Example:
+        >>> import numpy as np
+        >>> import oneemb_jax as oe
+        >>> with oe.MultiTableEmbedding(
+        ...     "items", 2, "float32", "int64", optimizer=oe.sgd(0.1),
+        ...     store_options=oe.make_device_mem_store_options(capacity=8),
+        ... ) as emb:
+        ...     table = oe.set_rows(emb.init(), [5], [[1.0, 2.0]])
+        ...     for ids, table_ids, rows in oe.items(table):
+        ...         print(ids, table_ids, rows)
+        [5] [0] [[1. 2.]]
+    """
+    host_counters(table, "items")
+    if batch_size < 1:
+        raise ValueError(f"items(batch_size={batch_size}): use 1 or more.")
+    return _iterate(table, batch_size)
+
+
+def _iterate(
+    table: Table, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    buckets = table.index.shape[0]
+    chunk = min(max(1, batch_size // BUCKET_ENTRIES), buckets)
+    for start in range(0, buckets, chunk):
+        # The last slice is moved back to fit; what came before is passed over.
+        first = min(start, buckets - chunk)
+        words = np.array(_slice(table.index, first, chunk))
+        entries = words.view(_BUCKET).reshape(-1)[start - first :]
+        used = entries["tags"] != 0
+        ids, tables = entries["ids"][used], entries["tables"][used]
+        slots = entries["slots"][used]
+        for i in range(0, len(slots), batch_size):
+            part = slice(i, i + batch_size)
+            yield (
+                ids[part].astype(table.spec.key_type),
+                tables[part].astype(np.int32),
+                _embeddings(table, slots[part], batch_size),
+            )
+
+
+def _embeddings(table: Table, slots: np.ndarray, batch_size: int) -> np.ndarray:
+    """The embeddings in ``slots``, by a gather of one size, compiled once."""
+    padded = np.zeros(batch_size, np.int32)
+    padded[: len(slots)] = slots
+    rows = np.array(_take_rows(table.rows, padded)[: len(slots)])
+    return rows.view(np.float32)[:, : table.spec.embedding_dim]
+
+
+def _host_ids(
+    table: Table, ids: Any, table_ids: Any, call: str
+) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+    """Flat id words, one table id an id, and the shape that the ids had."""
+    spec = table.spec
+    words = np.asarray(id_words(ids, spec.key_type, call))
+    shape = words.shape[:-1]
+    period = np.asarray(table_id_period(table_ids, shape, spec.num_tables, call))
+    count = math.prod(shape)
+    tables = np.resize(period, count)
+    bad = tables[(tables < 0) | (tables >= spec.num_tables)]
+    if bad.size:
+        raise ValueError(
+            f"{call}(table_ids=...): {bad[0]} is no table; there are "
+            f"{spec.num_tables}."
+        )
+    return words.reshape(count, spec.id_words), tables, shape
+
+
+@jax.jit
+def _read_rows(table: Table, words: jax.Array, tables: jax.Array) -> list[jax.Array]:
+    n = words.shape[0]
+    return _ffi.call(
+        "oneemb_read_rows",
+        [
+            jax.ShapeDtypeStruct((n, table.spec.row_words), np.dtype(np.uint32)),
+            jax.ShapeDtypeStruct((n,), np.dtype(np.int32)),
+        ],
+        table.index,
+        table.rows,
+        words[jnp.newaxis],
+        tables[jnp.newaxis],
+        **table.spec.attributes(),
+    )
+
+
+def _fields(table: Table, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Views of the state in whole rows, by field name."""
+    spec = table.spec
+    dim, fields = spec.embedding_dim, {}
+    for i, name in enumerate(spec.optimizer.state_fields):
+        fields[name] = rows[:, (1 + i) * dim : (2 + i) * dim].view(np.float32)
+    first = (1 + spec.optimizer.num_state_fields) * dim
+    for i, (name, dtype) in enumerate(spec.optimizer.row_fields):
+        fields[name] = rows[:, first + i].view(dtype)
+    return fields
+
+
+def get_rows(table: Table, ids: Any, table_ids: Any = None) -> Rows:
+    """Rows with their optimizer state, outside of ``jit``; waits for the table.
+
+    Args:
+        table: the table.
+        ids: NumPy integers of any shape; flattened.
+        table_ids: as in ``lookup``.
+
+    Returns:
+        :class:`Rows` of all ids, in flattened order.
+
+    Raises:
+        TypeError: if ``ids`` do not fit the key type.
+        ValueError: if shapes do not fit or a table id is out of range.
+
+    Example:
+        >>> import oneemb_jax as oe
+        >>> with oe.MultiTableEmbedding(
+        ...     "get_rows", 2, "float32", "int64",
+        ...     optimizer=oe.adagrad(0.1, initial_accumulator_value=0.5),
+        ...     default_initializer=oe.make_constant_initializer(1.0),
+        ...     store_options=oe.make_device_mem_store_options(capacity=8),
+        ... ) as emb:
+        ...     rows = oe.get_rows(emb.init(), [5])
+        >>> rows.embedding, rows.state, rows.found  # doctest: +NORMALIZE_WHITESPACE
+        (array([[1., 1.]], dtype=float32),
+         {'sum': array([[0.5, 0.5]], dtype=float32)}, array([False]))
+    """
+    host_counters(table, "get_rows")
+    words, tables, _ = _host_ids(table, ids, table_ids, "get_rows")
+    return _read(table, words, tables)[1]
+
+
+def _read(table: Table, words: np.ndarray, tables: np.ndarray) -> tuple[Any, Rows]:
+    """Whole rows as words, and what they mean."""
+    if not len(words):
+        words, tables = words.reshape(0, table.spec.id_words), np.zeros(1, np.int32)
+    raw, slots = (np.array(array) for array in _read_rows(table, words, tables))
+    embedding = raw[:, : table.spec.embedding_dim].view(np.float32)
+    return raw, Rows(embedding, _fields(table, raw), slots >= 0)
+
+
+@functools.partial(jax.jit, donate_argnums=(0,))
+def _write_rows(
+    table: Table, words: jax.Array, tables: jax.Array, rows: jax.Array
+) -> Table:
+    names = ("index", "rows", "clock", "counters", "layout_version")
+    arrays = [getattr(table, name) for name in names]
+    results = _ffi.call(
+        "oneemb_write_rows",
+        [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays],
+        *arrays,
+        table.step,
+        words[jnp.newaxis],
+        tables[jnp.newaxis],
+        rows,
+        aliases={i: i for i in range(len(arrays))},
+        **table.spec.attributes(),
+    )
+    generation = table.generation + jnp.uint32(1)
+    named = dict(zip(names, results, strict=True))
+    return dataclasses.replace(table, **named, generation=generation)
+
+
+def _check_room(table: Table, words: np.ndarray, tables: np.ndarray,
+                found: np.ndarray) -> None:
+    """ValueError if the ids cannot all be written."""
+    spec = table.spec
+    ids = unpack_ids(words, np.uint64) if spec.id_words == 2 else words[:, 0]
+    if spec.padding_idx is not None:
+        padding = spec.padding_idx % 2 ** (32 * spec.id_words)
+        if (ids == ids.dtype.type(padding)).any():
+            raise ValueError(
+                f"set_rows(ids=...): {spec.padding_idx} is the padding_idx, which "
+                "stores no row."
+            )
+    keys = np.zeros_like(tables) if spec.shared_keys else tables
+    new = {*zip(ids[~found].tolist(), keys[~found].tolist(), strict=True)}
+    room = table.capacity - host_counters(table, "set_rows")["rows"]
+    if len(new) > room:
+        raise ValueError(
+            f"set_rows(ids=...): {len(new)} new ids, room for {room}; use "
+            f"table = oe.grow(table) first."
+        )
+
+
+def set_rows(
+    table: Table,
+    ids: Any,
+    embedding: Any,
+    state: dict[str, Any] | None = None,
+    table_ids: Any = None,
+) -> Table:
+    """Writes rows from NumPy, outside of ``jit``; inserts those that are missing.
+
+    The table given is donated: go on with the one returned.
+
+    Args:
+        table: the table.
+        ids: NumPy integers of any shape. Of an id given twice the last counts.
+        embedding: float array of shape ``ids.shape + (embedding_dim,)``.
+        state: optimizer state by field name, as :func:`get_rows` gives it; a
+            field left out keeps its value, or the one a new row begins with.
+        table_ids: as in ``lookup``.
+
+    Returns:
+        The next table.
+
+    Raises:
+        TypeError: if ``ids`` do not fit the key type.
+        ValueError: if shapes or names do not fit, a table id is out of range, an
+            id is ``padding_idx``, or there is no room; nothing is written then.
+
+    Example:
+        >>> import oneemb_jax as oe
+        >>> with oe.MultiTableEmbedding(
+        ...     "set_rows", 2, "float32", "int64", optimizer=oe.sgd(0.1),
+        ...     store_options=oe.make_device_mem_store_options(capacity=8),
+        ... ) as emb:
+        ...     table = oe.set_rows(emb.init(), [5], [[1.0, 2.0]])
+        >>> oe.get_rows(table, [5]).embedding
+        array([[1., 2.]], dtype=float32)
+    """
+    host_counters(table, "set_rows")
+    words, tables, shape = _host_ids(table, ids, table_ids, "set_rows")
+    values = np.asarray(embedding, np.float32)
+    wanted = (*shape, table.spec.embedding_dim)
+    if values.shape != wanted:
+        raise ValueError(
+            f"set_rows(embedding=...): shape {values.shape}, wanted {wanted}."
+        )
+    if not len(words):
+        return table
+    raw, rows = _read(table, words, tables)
+    raw[:, : table.spec.embedding_dim] = values.reshape(
+        len(words), -1
+    ).view(np.uint32)
+    for name, array in (state or {}).items():
+        if name not in rows.state:
+            raise ValueError(
+                f"set_rows(state=...): {name!r} is not in the state of optimizer "
+                f"{table.spec.optimizer.name}: {sorted(rows.state)}."
+            )
+        field = rows.state[name]
+        field[...] = np.asarray(array, field.dtype).reshape(field.shape)
+    _check_room(table, words, tables, rows.found)
+    return _write_rows(table, words, tables, raw)

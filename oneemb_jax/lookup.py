@@ -1,0 +1,252 @@
+"""lookup: activations of ids, read from an explicit table and never written."""
+
+from __future__ import annotations
+
+import contextvars
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from oneemb_jax import _ffi
+from oneemb_jax._compat import out_like
+from oneemb_jax.ids import id_words, table_id_period
+from oneemb_jax.table import Table, TableSpec, check_table
+
+FLOATS = ("float32", "bfloat16", "float16")
+NUM_COUNTS = 3  # hits, misses, bad table ids (xla_ffi/core/counters.h)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["ids", "table_ids", "slots", "layout_version", "counts"],
+    meta_fields=["spec", "batch_shape"],
+)
+@dataclasses.dataclass(frozen=True)
+class LookupContext:
+    """What ``update`` needs to know of a lookup.
+
+    A pytree: return it from a jitted function, stack it with ``lax.scan``. Its
+    slots are hints; ``update`` trusts them while the table's layout is the one
+    that the lookup saw, and searches by id otherwise.
+
+    Attributes:
+        ids: uint32[n, words].
+        table_ids: int32[m]; the id at position i is in table ``table_ids[i % m]``.
+        slots: int32[n]; a slot, or -1 unseen, -2 padding, -3 bad table id.
+        layout_version: uint32[2], of the table that was read.
+        counts: uint32[3]: hits, misses, bad table ids.
+        spec: of the table; static.
+        batch_shape: shape of the ids as the user gave them; static.
+    """
+
+    ids: jax.Array
+    table_ids: jax.Array
+    slots: jax.Array
+    layout_version: jax.Array
+    counts: jax.Array
+    spec: TableSpec
+    batch_shape: tuple[int, ...]
+
+    @property
+    def microbatches(self) -> tuple[int, ...]:
+        """The axes by which contexts were stacked; () for a single lookup."""
+        return tuple(self.counts.shape[:-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class _LookupCall:
+    """The static side of one lookup."""
+
+    spec: TableSpec
+    batch_shape: tuple[int, ...]
+    dtype: Any
+
+    def run(
+        self, table: Table, ids: jax.Array, table_ids: jax.Array
+    ) -> tuple[jax.Array, LookupContext]:
+        spec = self.spec
+        n = math.prod(self.batch_shape)
+        operands = (table.index, table.rows, table.layout_version, ids, table_ids)
+        like = functools.partial(out_like, operands)
+        acts, slots, version, counts = _ffi.call(
+            "oneemb_lookup",
+            [
+                like((n, spec.embedding_dim), self.dtype),
+                like((n,), np.int32),
+                like((2,), np.uint32),
+                like((NUM_COUNTS,), np.uint32),
+            ],
+            *operands[:3],
+            ids[jnp.newaxis],
+            table_ids[jnp.newaxis],
+            **spec.attributes(),
+        )
+        context = LookupContext(
+            ids, table_ids, slots, version, counts, spec, self.batch_shape
+        )
+        return acts.reshape((*self.batch_shape, spec.embedding_dim)), context
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _lookup(
+    static: _LookupCall, table: Table, ids: jax.Array, table_ids: jax.Array, tap: Any
+) -> tuple[jax.Array, LookupContext]:
+    """One lookup. ``tap``, when there is one, receives the gradient."""
+    return static.run(table, ids, table_ids)
+
+
+def _lookup_fwd(
+    static: _LookupCall, table: Table, ids: jax.Array, table_ids: jax.Array, tap: Any
+) -> tuple[tuple[jax.Array, LookupContext], None]:
+    return static.run(table, ids, table_ids), None
+
+
+def _lookup_bwd(
+    static: _LookupCall, residuals: None, cotangents: tuple[jax.Array, Any]
+) -> tuple[None, None, None, jax.Array]:
+    return None, None, None, cotangents[0]
+
+
+_lookup.defvjp(_lookup_fwd, _lookup_bwd)
+
+
+#: Who sees lookups while ``value_and_grad`` traces a loss; None otherwise.
+TAPED_LOOKUP: contextvars.ContextVar[Callable[..., Any] | None] = (
+    contextvars.ContextVar("taped_lookup", default=None)
+)
+
+
+def lookup_with_tap(
+    table: Table, ids: Any, table_ids: Any, dtype: Any, tap: Any = None
+) -> tuple[jax.Array, LookupContext]:
+    """:func:`lookup`, with an argument whose gradient is that of the activations."""
+    call = "lookup"
+    table = check_table(table, call)
+    if np.dtype(dtype).name not in FLOATS:
+        raise ValueError(f"{call}(dtype={dtype!r}): use one of {', '.join(FLOATS)}.")
+    words = id_words(ids, table.spec.key_type, call)
+    batch_shape = tuple(words.shape[:-1])
+    period = table_id_period(table_ids, batch_shape, table.spec.num_tables, call)
+    static = _LookupCall(table.spec, batch_shape, np.dtype(dtype))
+    flat = jnp.asarray(words).reshape(-1, words.shape[-1])
+    return _lookup(static, table, flat, jnp.asarray(period), tap)
+
+
+def lookup(
+    table: Table, ids: Any, table_ids: Any = None, *, dtype: Any = jnp.float32
+) -> tuple[jax.Array, LookupContext]:
+    """Reads the rows of ids. Never changes the table.
+
+    An id that the table has not seen reads as its initial row, which depends on
+    nothing but the seed, the table, the id and the column. ``padding_idx`` reads
+    zeros; a table id out of range reads NaN and is counted.
+
+    Args:
+        table: the table.
+        ids: integers of any shape, of the table's key type: NumPy, or for 64-bit
+            keys inside ``jit`` the uint32[..., 2] array of :func:`pack_ids`.
+        table_ids: which table each id is in: integers whose shape is a trailing
+            part of that of ``ids``. By default the last axis of ``ids`` is the
+            table, where there are several.
+        dtype: of the activations: float32 (default), bfloat16 or float16.
+
+    Returns:
+        Activations of shape ``ids.shape + (embedding_dim,)``, and the context
+        that ``update`` wants with their gradient.
+
+    Raises:
+        TypeError: if ``ids`` have another dtype than the key type.
+        ValueError: if shapes do not fit, or under ``jax.vmap``.
+
+    Example:
+        >>> import numpy as np
+        >>> import oneemb_jax as oe
+        >>> with oe.MultiTableEmbedding(
+        ...     "lookup", 4, "float32", "int64", optimizer=oe.sgd(0.1),
+        ...     default_initializer=oe.make_constant_initializer(0.5),
+        ...     store_options=oe.make_device_mem_store_options(capacity=8),
+        ... ) as emb:
+        ...     acts, ctx = oe.lookup(emb.init(), np.array([[7, 2**40]]))
+        >>> acts.shape, float(acts[0, 1, 3])
+        ((1, 2, 4), 0.5)
+    """
+    taped = TAPED_LOOKUP.get()
+    if taped is not None:
+        return taped(table, ids, table_ids, dtype)
+    return lookup_with_tap(table, ids, table_ids, dtype)
+
+
+def stage(table: Table, ids: Any, table_ids: Any = None) -> Table:
+    """Brings the rows of ids into device memory, before ``lookup``.
+
+    On a table in device memory, where every row is there already, this is the
+    identity; a step written with it works on every store.
+
+    Args:
+        table: the table.
+        ids: as in ``lookup``.
+        table_ids: as in ``lookup``.
+
+    Returns:
+        The next table.
+
+    Raises:
+        TypeError: if ``ids`` have another dtype than the key type.
+        ValueError: if shapes do not fit.
+
+    Example:
+        >>> import numpy as np
+        >>> import oneemb_jax as oe
+        >>> with oe.MultiTableEmbedding(
+        ...     "stage", 4, "float32", "int64", optimizer=oe.sgd(0.1),
+        ...     store_options=oe.make_device_mem_store_options(capacity=8),
+        ... ) as emb:
+        ...     table = emb.init()
+        ...     oe.stage(table, np.array([1, 2])) is table
+        True
+    """
+    return _check_ids(table, ids, table_ids, "stage")
+
+
+def prefetch(table: Table, ids: Any, table_ids: Any = None) -> Table:
+    """Starts to move the rows of a later batch towards device memory.
+
+    The identity on a table in device memory, as :func:`stage` is.
+
+    Args:
+        table: the table.
+        ids: the ids of a later batch, as in ``lookup``.
+        table_ids: as in ``lookup``.
+
+    Returns:
+        The next table.
+
+    Raises:
+        TypeError: if ``ids`` have another dtype than the key type.
+        ValueError: if shapes do not fit.
+
+    Example:
+        >>> import numpy as np
+        >>> import oneemb_jax as oe
+        >>> with oe.MultiTableEmbedding(
+        ...     "prefetch", 4, "float32", "int64", optimizer=oe.sgd(0.1),
+        ...     store_options=oe.make_device_mem_store_options(capacity=8),
+        ... ) as emb:
+        ...     table = emb.init()
+        ...     oe.prefetch(table, np.array([1, 2])) is table
+        True
+    """
+    return _check_ids(table, ids, table_ids, "prefetch")
+
+
+def _check_ids(table: Table, ids: Any, table_ids: Any, call: str) -> Table:
+    spec = check_table(table, call).spec
+    words = id_words(ids, spec.key_type, call)
+    table_id_period(table_ids, tuple(words.shape[:-1]), spec.num_tables, call)
+    return table

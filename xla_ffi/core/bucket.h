@@ -1,0 +1,115 @@
+// The index of a table: from (table, id) to the slot of its row.
+//
+// Open addressing over buckets of one cache line. A key lives in the first
+// bucket with room, starting at its home bucket. A bucket counts the keys that
+// had to go past it, so a search ends at the first bucket that nobody passed,
+// and a key can be erased without leaving a tombstone.
+//
+//   byte  0      4          8        40         48       64
+//         | tags | overflow | 4 keys | 4 tables | 4 slots |
+//
+// Every 64-bit id is legal: whether an entry is in use is told by its tag
+// (0: empty), never by its key.
+#pragma once
+
+#include <cstdint>
+
+#include "core/hash.h"
+#include "core/macros.h"
+
+namespace oneemb {
+
+constexpr int kBucketEntries = 4;
+constexpr int kBucketWords = 16;
+
+// What a lookup reports in the place of a slot.
+constexpr int32_t kSlotMissing = -1;
+constexpr int32_t kSlotPadding = -2;
+constexpr int32_t kSlotBadTable = -3;
+
+struct Key {
+  uint64_t id;
+  uint16_t table;
+};
+
+struct Bucket {
+  uint8_t tags[kBucketEntries];
+  uint32_t overflow;
+  uint64_t ids[kBucketEntries];
+  uint16_t tables[kBucketEntries];
+  int32_t slots[kBucketEntries];
+};
+static_assert(sizeof(Bucket) == kBucketWords * sizeof(uint32_t),
+              "a bucket is one row of the uint32[buckets, 16] leaf");
+
+struct IndexView {
+  Bucket* buckets;
+  int64_t num_buckets;  // at most 2^32
+};
+
+// Buckets for `capacity` keys: filled to 80 %, or 20 bytes a row.
+ONEEMB_HD int64_t NumBuckets(int64_t capacity) {
+  return capacity < 4 ? 1 : (capacity * 5 + 15) / 16;
+}
+
+ONEEMB_HD uint64_t HashKey(Key key) {
+  return Xxh64(key.id, kIndexSeed + key.table);
+}
+
+// The bucket at which the search for a key begins.
+ONEEMB_HD int64_t HomeBucket(uint64_t hash, int64_t num_buckets) {
+  return static_cast<int64_t>(
+      ((hash >> 32) * static_cast<uint64_t>(num_buckets)) >> 32);
+}
+
+ONEEMB_HD uint8_t HashTag(uint64_t hash) {
+  const uint8_t tag = static_cast<uint8_t>(hash);
+  return tag == 0 ? 1 : tag;
+}
+
+// The entry of `bucket` that holds `key`, or -1.
+ONEEMB_HD int FindEntry(const Bucket& bucket, Key key, uint8_t tag) {
+  for (int e = 0; e < kBucketEntries; ++e) {
+    if (bucket.tags[e] == tag && bucket.ids[e] == key.id &&
+        bucket.tables[e] == key.table) {
+      return e;
+    }
+  }
+  return -1;
+}
+
+// The slot of `key`, or kSlotMissing.
+ONEEMB_HD int32_t FindSlot(const IndexView& index, Key key, uint64_t hash) {
+  const uint8_t tag = HashTag(hash);
+  int64_t b = HomeBucket(hash, index.num_buckets);
+  for (int64_t probe = 0; probe < index.num_buckets; ++probe) {
+    const Bucket& bucket = index.buckets[b];
+    const int entry = FindEntry(bucket, key, tag);
+    if (entry >= 0) return bucket.slots[entry];
+    if (bucket.overflow == 0) return kSlotMissing;
+    if (++b == index.num_buckets) b = 0;
+  }
+  return kSlotMissing;
+}
+
+// Adds a key that is not there. False when every bucket is full.
+ONEEMB_HD bool InsertKey(const IndexView& index, Key key, uint64_t hash,
+                         int32_t slot) {
+  int64_t b = HomeBucket(hash, index.num_buckets);
+  for (int64_t probe = 0; probe < index.num_buckets; ++probe) {
+    Bucket& bucket = index.buckets[b];
+    for (int e = 0; e < kBucketEntries; ++e) {
+      if (bucket.tags[e] != 0) continue;
+      bucket.tags[e] = HashTag(hash);
+      bucket.ids[e] = key.id;
+      bucket.tables[e] = key.table;
+      bucket.slots[e] = slot;
+      return true;
+    }
+    ++bucket.overflow;
+    if (++b == index.num_buckets) b = 0;
+  }
+  return false;
+}
+
+}  // namespace oneemb

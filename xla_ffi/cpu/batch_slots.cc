@@ -1,0 +1,142 @@
+#include "cpu/batch_slots.h"
+
+#include <cstring>
+
+#include "cpu/probe.h"
+
+namespace oneemb {
+namespace {
+
+constexpr int64_t kGrain = 4096;
+
+// Adds the missing keys of up to kSize positions while their buckets are warm.
+class InsertGroup {
+ public:
+  static constexpr int kSize = 16;
+
+  InsertGroup(const FlatBatch& batch, const KeyRules& rules,
+              InsertCursor* cursor, int32_t* slots)
+      : batch_(batch), rules_(rules), cursor_(cursor), slots_(slots) {}
+
+  void Add(int64_t position) {
+    const Key key =
+        rules_.MakeKey(batch_.Id(position), batch_.Table(position));
+    const uint64_t hash = HashKey(key);
+    positions_[size_] = position;
+    keys_[size_] = key;
+    hashes_[size_] = hash;
+    const IndexView& index = cursor_->index;
+    PrefetchRead(index.buckets + HomeBucket(hash, index.num_buckets));
+    if (++size_ == kSize) Flush();
+  }
+
+  void Flush() {
+    for (int i = 0; i < size_; ++i) {
+      const int32_t slot = FindOrInsert(cursor_, keys_[i], hashes_[i]);
+      slots_[positions_[i]] = slot;
+      refused_ += slot < 0 ? 1 : 0;
+    }
+    size_ = 0;
+  }
+
+  int64_t refused() const { return refused_; }
+
+ private:
+  const FlatBatch& batch_;
+  const KeyRules& rules_;
+  InsertCursor* cursor_;
+  int32_t* slots_;
+  int64_t positions_[kSize] = {};
+  Key keys_[kSize] = {};
+  uint64_t hashes_[kSize] = {};
+  int size_ = 0;
+  int64_t refused_ = 0;
+};
+
+}  // namespace
+
+FlatBatch::FlatBatch(const std::vector<UpdateBatch>& batches)
+    : batches_(batches) {
+  gradients_.reserve(batches.size());
+  for (const UpdateBatch& batch : batches) {
+    gradients_.push_back({size_, batch.gradients});
+    size_ += batch.ids.size;
+  }
+}
+
+const UpdateBatch& FlatBatch::BatchOf(int64_t position, int64_t* begin) const {
+  size_t b = 0;
+  while (b + 1 < batches_.size() && gradients_[b + 1].begin <= position) ++b;
+  *begin = gradients_[b].begin;
+  return batches_[b];
+}
+
+uint64_t FlatBatch::Id(int64_t position) const {
+  int64_t begin = 0;
+  const UpdateBatch& batch = BatchOf(position, &begin);
+  return batch.ids.Id(position - begin);
+}
+
+int32_t FlatBatch::Table(int64_t position) const {
+  int64_t begin = 0;
+  const UpdateBatch& batch = BatchOf(position, &begin);
+  return batch.ids.Table(position - begin);
+}
+
+bool FlatBatch::SawLayout(uint64_t version) const {
+  for (const UpdateBatch& batch : batches_) {
+    for (int64_t m = 0; m < batch.num_microbatches; ++m) {
+      if (batch.layout_versions[m] != version) return false;
+    }
+  }
+  return true;
+}
+
+bool FlatBatch::SawOneLayout() const {
+  for (const UpdateBatch& batch : batches_) {
+    if (batch.num_microbatches > 0) return SawLayout(batch.layout_versions[0]);
+  }
+  return true;
+}
+
+void FlatBatch::CopySlots(Parallel* parallel, int32_t* slots) const {
+  for (size_t b = 0; b < batches_.size(); ++b) {
+    const UpdateBatch& batch = batches_[b];
+    const int64_t tasks = NumTasks(*parallel, batch.ids.size, kGrain * 8);
+    parallel->Run(tasks, [&](int64_t task) {
+      const Range range = TaskRange(batch.ids.size, task, tasks);
+      std::memcpy(
+          slots + gradients_[b].begin + range.begin, batch.slots + range.begin,
+          static_cast<size_t>(range.end - range.begin) * sizeof(int32_t));
+    });
+  }
+}
+
+void FlatBatch::ProbeSlots(Parallel* parallel, const IndexView& index,
+                           const KeyRules& rules, int32_t* slots) const {
+  const auto nothing = [](const ProbeGroup&) {};
+  for (size_t b = 0; b < batches_.size(); ++b) {
+    const IdsView& ids = batches_[b].ids;
+    int32_t* const out = slots + gradients_[b].begin;
+    const auto emit = [out](const ProbeGroup& group) {
+      std::memcpy(out + group.begin, group.slots,
+                  static_cast<size_t>(group.size) * sizeof(int32_t));
+    };
+    const int64_t tasks = NumTasks(*parallel, ids.size, kGrain);
+    parallel->Run(tasks, [&](int64_t task) {
+      Probe(index, rules, ids, TaskRange(ids.size, task, tasks), nothing, emit);
+    });
+  }
+}
+
+int64_t InsertMissing(const FlatBatch& batch, const KeyRules& rules,
+                      InsertCursor* cursor, int32_t* slots) {
+  InsertGroup group(batch, rules, cursor, slots);
+  for (int64_t position = 0; position < batch.size(); ++position) {
+    if (slots[position] == kSlotMissing) group.Add(position);
+  }
+  group.Flush();
+  return group.refused();
+}
+
+}  // namespace oneemb

@@ -1,0 +1,125 @@
+#include "cpu/lookup.h"
+
+#include <atomic>
+#include <cstring>
+#include <limits>
+
+#include "core/counters.h"
+#include "cpu/convert.h"
+#include "cpu/memory.h"
+#include "cpu/probe.h"
+
+namespace oneemb {
+namespace {
+
+// Ids a task takes at least: below this, waking a thread costs more.
+constexpr int64_t kGrain = 2048;
+
+// Writes the activations of one id after another.
+template <class Access>
+class RowWriter {
+ public:
+  using Storage = typename Access::Storage;
+
+  RowWriter(const TableView& table, const TableRules& rules, Storage* out,
+            float* row)
+      : table_(table), rules_(rules), out_(out), row_(row) {}
+
+  void Write(const ProbeGroup& group, int i) const {
+    const int64_t dim = rules_.embedding_dim;
+    Storage* const out = out_ + (group.begin + i) * dim;
+    const int32_t slot = group.slots[i];
+    if (slot >= 0) {
+      return Convert(reinterpret_cast<const float*>(table_.Row(slot)), out);
+    }
+    if (slot == kSlotPadding) return Fill(0.0F, out);
+    if (slot == kSlotBadTable) {
+      return Fill(std::numeric_limits<float>::quiet_NaN(), out);
+    }
+    FillInitialRow(rules_.initializers, static_cast<uint16_t>(group.tables[i]),
+                   group.ids[i], row_);
+    Convert(row_, out);
+  }
+
+ private:
+  void Convert(const float* ONEEMB_RESTRICT in,
+               Storage* ONEEMB_RESTRICT out) const {
+    for (int64_t c = 0; c < rules_.embedding_dim; ++c) {
+      out[c] = Access::Store(in[c]);
+    }
+  }
+
+  void Fill(float value, Storage* out) const {
+    for (int64_t c = 0; c < rules_.embedding_dim; ++c) {
+      out[c] = Access::Store(value);
+    }
+  }
+
+  const TableView& table_;
+  const TableRules& rules_;
+  Storage* out_;
+  float* row_;  // room for one initial row
+};
+
+struct Counts {
+  uint32_t values[kNumLookupCounts] = {};
+
+  void Add(const ProbeGroup& group) {
+    for (int i = 0; i < group.size; ++i) {
+      const int32_t slot = group.slots[i];
+      values[kLookupHits] += slot >= 0 ? 1 : 0;
+      values[kLookupMisses] += slot == kSlotMissing ? 1 : 0;
+      values[kLookupBadTables] += slot == kSlotBadTable ? 1 : 0;
+    }
+  }
+};
+
+template <class Access>
+Counts LookupRange(const TableView& table, const TableRules& rules,
+                   const IdsView& ids, const LookupOutput& out, Range range,
+                   float* row) {
+  const int64_t row_bytes = rules.embedding_dim * int64_t{sizeof(float)};
+  Counts counts;
+  const RowWriter<Access> writer(
+      table, rules, static_cast<typename Access::Storage*>(out.activations),
+      row);
+  const auto ahead = [&](const ProbeGroup& group) {
+    for (int i = 0; i < group.size; ++i) {
+      if (group.slots[i] < 0) continue;
+      PrefetchLines(table.Row(group.slots[i]), row_bytes);
+    }
+  };
+  const auto emit = [&](const ProbeGroup& group) {
+    for (int i = 0; i < group.size; ++i) writer.Write(group, i);
+    std::memcpy(out.slots + group.begin, group.slots,
+                static_cast<size_t>(group.size) * sizeof(int32_t));
+    counts.Add(group);
+  };
+  Probe(table.index, rules.keys, ids, range, ahead, emit);
+  return counts;
+}
+
+}  // namespace
+
+bool Lookup(Parallel* parallel, const TableView& table, const TableRules& rules,
+            const IdsView& ids, const LookupOutput& out) {
+  AdviseHugePages(out.activations,
+                  ids.size * rules.embedding_dim * FloatBytes(out.type));
+  std::atomic<uint32_t> totals[kNumLookupCounts] = {};
+  const int64_t tasks = NumTasks(*parallel, ids.size, kGrain, 4);
+  const Scratch rows(tasks * rules.embedding_dim * int64_t{sizeof(float)});
+  if (!rows.ok()) return false;
+  parallel->Run(tasks, [&](int64_t task) {
+    const Range range = TaskRange(ids.size, task, tasks);
+    DispatchFloat(out.type, [&](auto access) {
+      const Counts counts = LookupRange<decltype(access)>(
+          table, rules, ids, out, range,
+          rows.As<float>() + task * rules.embedding_dim);
+      for (int c = 0; c < kNumLookupCounts; ++c) totals[c] += counts.values[c];
+    });
+  });
+  for (int c = 0; c < kNumLookupCounts; ++c) out.counts[c] = totals[c];
+  return true;
+}
+
+}  // namespace oneemb

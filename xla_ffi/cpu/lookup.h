@@ -1,0 +1,24 @@
+// lookup: from ids to activations. Reads the table, never writes it.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/parallel.h"
+#include "cpu/table_view.h"
+
+namespace oneemb {
+
+struct LookupOutput {
+  void* activations;  // [ids.size, embedding_dim] of `type`
+  FloatType type;
+  int32_t* slots;      // [ids.size], a slot or one of kSlot{Missing,...}
+  uint32_t* counts;    // [kNumLookupCounts]
+};
+
+// An id with a row reads it; an unseen id reads its initial row; padding reads
+// zeros; a table id out of range reads NaN. False when there is no memory to
+// work in.
+bool Lookup(Parallel* parallel, const TableView& table, const TableRules& rules,
+            const IdsView& ids, const LookupOutput& out);
+
+}  // namespace oneemb

@@ -1,0 +1,251 @@
+#include "cpu/update.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+
+#include "core/counters.h"
+#include "cpu/batch_slots.h"
+#include "cpu/convert.h"
+#include "cpu/gradient_sum.h"
+#include "cpu/group.h"
+#include "cpu/memory.h"
+#include "cpu/row_update.h"
+
+namespace oneemb {
+namespace {
+
+// Gradients a task takes at least.
+constexpr int64_t kGrain = 1024;
+// How many gradients ahead the memory is asked for.
+constexpr int64_t kAhead = 12;
+
+// What the tasks of one update share.
+struct RowPass {
+  const TableView& table;
+  const TableRules& rules;
+  const FlatBatch& batch;
+  GradientsView gradients;
+  const SlotPosition* entries;
+  int64_t num_entries;
+  int64_t first_new_slot;
+  float grad_scale;
+  uint32_t step;
+  int64_t num_tasks;
+  float* space;  // TaskSpace floats a task
+};
+
+int64_t TaskSpace(int64_t dim) { return GradientSumSpace(dim) + dim; }
+
+bool AllFinite(const float* values, int64_t n) {
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t magnitude = FloatBits(values[i]) & 0x7fffffffU;
+    largest = largest < magnitude ? magnitude : largest;
+  }
+  return largest < 0x7f800000U;
+}
+
+// How many of a row's gradients hold a NaN or an infinity.
+template <class Access>
+int64_t CountNonFinite(const RowPass& pass, const SlotPosition* entries,
+                       int64_t count, float* buffer) {
+  using Storage = typename Access::Storage;
+  const int64_t dim = pass.gradients.dim;
+  int64_t found = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const auto* const gradient = reinterpret_cast<const Storage*>(
+        pass.gradients.At(PositionOf(entries[i])));
+    for (int64_t c = 0; c < dim; ++c) buffer[c] = Access::Load(gradient[c]);
+    found += AllFinite(buffer, dim) ? 0 : 1;
+  }
+  return found;
+}
+
+// Writes the initial row of a slot that this update has just handed out. Where
+// tables share their keys, the lowest one that asked decides.
+template <class Optimizer>
+void InitRow(const RowPass& pass, const SlotPosition* entries, int64_t count,
+             uint32_t* row) {
+  const int64_t first = PositionOf(entries[0]);
+  int32_t table = pass.batch.Table(first);
+  for (int64_t i = 1; pass.rules.keys.shared_keys && i < count; ++i) {
+    table = std::min(table, pass.batch.Table(PositionOf(entries[i])));
+  }
+  FillInitialRow(pass.rules.initializers, static_cast<uint16_t>(table),
+                 pass.batch.Id(first), reinterpret_cast<float*>(row));
+  InitState<Optimizer>(pass.rules.optimizer, pass.rules.embedding_dim, row);
+}
+
+// Updates the rows whose entries lie in one range.
+template <class Access, class Optimizer>
+class RangeUpdate {
+ public:
+  RangeUpdate(const RowPass& pass, const typename Optimizer::Scalars& scalars,
+              float* space)
+      : pass_(pass),
+        scalars_(scalars),
+        dim_(pass.rules.embedding_dim),
+        sum_(pass.gradients, space),
+        scaled_(space + GradientSumSpace(dim_)) {}
+
+  // Returns the number of gradients that were not finite.
+  int64_t Run(Range range) {
+    ahead_ = range.begin;
+    for (int64_t i = range.begin; i < range.end;) {
+      const int64_t end = GroupEnd(pass_.entries, i, range.end);
+      PrefetchUntil(std::min(end + kAhead, range.end));
+      UpdateOne(pass_.entries + i, end - i);
+      i = end;
+    }
+    return non_finite_;
+  }
+
+ private:
+  void PrefetchUntil(int64_t end) {
+    const int64_t row_bytes = pass_.table.row_words * int64_t{sizeof(uint32_t)};
+    for (; ahead_ < end; ++ahead_) {
+      const SlotPosition entry = pass_.entries[ahead_];
+      sum_.Prefetch(entry);
+      if (ahead_ > 0 && SlotOf(pass_.entries[ahead_ - 1]) == SlotOf(entry)) {
+        continue;
+      }
+      PrefetchLines(pass_.table.Row(SlotOf(entry)), row_bytes);
+    }
+  }
+
+  void UpdateOne(const SlotPosition* entries, int64_t count) {
+    const int32_t slot = SlotOf(entries[0]);
+    uint32_t* const row = pass_.table.Row(slot);
+    if (slot >= pass_.first_new_slot) {
+      InitRow<Optimizer>(pass_, entries, count, row);
+    }
+    const float* const gradient = Scaled(sum_.Sum(entries, count));
+    if (!AllFinite(gradient, dim_)) {
+      non_finite_ += CountNonFinite<Access>(pass_, entries, count, scaled_);
+      // The count used the buffer of the scaled gradient.
+      UpdateRow<Optimizer>(scalars_, dim_, Scaled(sum_.Sum(entries, count)),
+                           row);
+    } else {
+      UpdateRow<Optimizer>(scalars_, dim_, gradient, row);
+    }
+    pass_.table.clock[slot] = pass_.step;
+  }
+
+  const float* Scaled(const float* gradient) {
+    if (pass_.grad_scale == 1.0F) return gradient;
+    for (int64_t c = 0; c < dim_; ++c) {
+      scaled_[c] = gradient[c] * pass_.grad_scale;
+    }
+    return scaled_;
+  }
+
+  const RowPass& pass_;
+  const typename Optimizer::Scalars& scalars_;
+  int64_t dim_;
+  GradientSum<Access> sum_;
+  float* scaled_;
+  int64_t ahead_ = 0;
+  int64_t non_finite_ = 0;
+};
+
+template <class Access, class Optimizer>
+int64_t UpdateRows(Parallel* parallel, const RowPass& pass,
+                   float learning_rate) {
+  const auto scalars = Optimizer::Prepare(pass.rules.optimizer, learning_rate,
+                                          pass.step);
+  std::atomic<int64_t> non_finite{0};
+  parallel->Run(pass.num_tasks, [&](int64_t task) {
+    const Range range =
+        AlignToGroups(pass.entries, pass.num_entries,
+                      TaskRange(pass.num_entries, task, pass.num_tasks));
+    float* const space = pass.space + task * TaskSpace(pass.gradients.dim);
+    non_finite +=
+        RangeUpdate<Access, Optimizer>(pass, scalars, space).Run(range);
+  });
+  return non_finite;
+}
+
+int64_t DispatchUpdateRows(Parallel* parallel, const RowPass& pass,
+                           float learning_rate) {
+  int64_t non_finite = 0;
+  DispatchFloat(pass.gradients.type, [&](auto access) {
+    DispatchOptimizer(pass.rules.optimizer.kind, [&](auto optimizer) {
+      non_finite = UpdateRows<decltype(access), decltype(optimizer)>(
+          parallel, pass, learning_rate);
+    });
+  });
+  return non_finite;
+}
+
+void AddLookupCounts(const UpdateArgs& args, uint64_t* counters) {
+  for (const UpdateBatch& batch : args.batches) {
+    for (int64_t m = 0; m < batch.num_microbatches; ++m) {
+      const uint32_t* const counts = batch.counts + m * kNumLookupCounts;
+      counters[kHits] += counts[kLookupHits];
+      counters[kMisses] += counts[kLookupMisses];
+      counters[kBadTables] += counts[kLookupBadTables];
+    }
+  }
+}
+
+// Finds the slot of every position, inserting what is missing.
+void PlaceRows(Parallel* parallel, const TableView& table,
+               const TableRules& rules, const FlatBatch& batch,
+               int32_t* slots) {
+  if (batch.SawLayout(*table.layout_version)) {
+    batch.CopySlots(parallel, slots);
+  } else {
+    batch.ProbeSlots(parallel, table.index, rules.keys, slots);
+  }
+  uint64_t* const counters = table.counters;
+  const int64_t rows = static_cast<int64_t>(counters[kRows]);
+  InsertCursor cursor{table.index, table.capacity, rows, *table.layout_version};
+  const int64_t refused = InsertMissing(batch, rules.keys, &cursor, slots);
+  counters[kInserts] += static_cast<uint64_t>(cursor.num_rows - rows);
+  counters[kOverflows] += static_cast<uint64_t>(refused);
+  counters[kRows] = static_cast<uint64_t>(cursor.num_rows);
+  *table.layout_version = cursor.layout_version;
+}
+
+}  // namespace
+
+bool Update(Parallel* parallel, const TableView& table, const TableRules& rules,
+            const UpdateArgs& args) {
+  if (!args.apply) return true;
+  uint64_t* const counters = table.counters;
+  if (!std::isfinite(args.learning_rate) || args.learning_rate < 0.0F) {
+    ++counters[kBadLearningRates];
+    return true;
+  }
+  const FlatBatch batch(args.batches);
+  const int64_t first_new_slot = static_cast<int64_t>(counters[kRows]);
+  const Scratch slots(batch.size() * int64_t{sizeof(int32_t)});
+  const Scratch entries_space(2 * batch.size() * int64_t{sizeof(SlotPosition)});
+  const int64_t tasks = NumTasks(*parallel, batch.size(), kGrain, 8);
+  const Scratch task_space(tasks * TaskSpace(rules.embedding_dim) *
+                           int64_t{sizeof(float)});
+  if (!slots.ok() || !entries_space.ok() || !task_space.ok()) return false;
+  AddLookupCounts(args, counters);
+  PlaceRows(parallel, table, rules, batch, slots.As<int32_t>());
+  int64_t count = 0;
+  const SlotPosition* const entries = SortBySlot(
+      parallel, slots.As<int32_t>(), batch.size(),
+      static_cast<int64_t>(counters[kRows]), 
+      entries_space.As<SlotPosition>(),
+      entries_space.As<SlotPosition>() + batch.size(), &count);
+  const std::vector<GradientBatch>& gradients = batch.gradients();
+  const RowPass pass{
+      table, rules, batch,
+      {gradients.data(), static_cast<int64_t>(gradients.size()),
+       rules.embedding_dim, args.gradient_type},
+      entries, count, first_new_slot, args.grad_scale, *args.step,
+      tasks, task_space.As<float>()};
+  counters[kNonFinite] += static_cast<uint64_t>(
+      DispatchUpdateRows(parallel, pass, args.learning_rate));
+  ++*args.step;
+  ++*args.generation;
+  return true;
+}
+
+}  // namespace oneemb

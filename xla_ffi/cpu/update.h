@@ -1,0 +1,40 @@
+// update: gradients into rows, insertion and optimizer in one pass.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/parallel.h"
+#include "cpu/table_view.h"
+
+namespace oneemb {
+
+// One lookup, or a stack of microbatches of one lookup.
+struct UpdateBatch {
+  IdsView ids;
+  const int32_t* slots;               // [ids.size], as lookup reported them
+  const uint64_t* layout_versions;    // one a microbatch
+  const uint32_t* counts;             // [num_microbatches, kNumLookupCounts]
+  int64_t num_microbatches;
+  const void* gradients;  // [ids.size, embedding_dim]
+};
+
+struct UpdateArgs {
+  std::vector<UpdateBatch> batches;
+  FloatType gradient_type;
+  float learning_rate;
+  float grad_scale;
+  bool apply;
+  uint32_t* step;
+  uint32_t* generation;
+};
+
+// Sums the gradients of each row, inserts the rows that are missing in order of
+// first occurrence, and applies the optimizer to every row that the batch
+// touches. One call is one step. With apply false nothing changes; with a
+// learning rate that is negative or not finite only a counter does. False when
+// there is no memory to work in; then nothing has changed.
+bool Update(Parallel* parallel, const TableView& table, const TableRules& rules,
+            const UpdateArgs& args);
+
+}  // namespace oneemb

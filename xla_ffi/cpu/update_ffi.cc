@@ -1,0 +1,113 @@
+#include "cpu/update.h"
+
+#include "cpu/ffi_util.h"
+#include "cpu/handlers.h"
+#include "cpu/norm.h"
+
+namespace oneemb {
+
+namespace ffi = xla::ffi;
+
+namespace {
+
+template <class T>
+T Scalar(const ffi::AnyBuffer& buffer) {
+  return *static_cast<const T*>(buffer.untyped_data());
+}
+
+// Every table array is an argument and, in place, a result.
+ffi::Error CheckInPlace(const ffi::AnyBuffer* const* arguments,
+                        const ffi::RemainingRets& results) {
+  for (size_t i = 0; i < results.size(); ++i) {
+    ffi::ErrorOr<ffi::Result<ffi::AnyBuffer>> result =
+        results.get<ffi::AnyBuffer>(i);
+    if (result.has_error()) return result.error();
+    if ((*result)->untyped_data() != arguments[i]->untyped_data()) {
+      return ffi::Error::Internal("update: the table is not updated in place");
+    }
+  }
+  return ffi::Error::Success();
+}
+
+ffi::Error UpdateHandler(ffi::ThreadPool pool, ffi::AnyBuffer index,
+                         ffi::AnyBuffer rows, ffi::AnyBuffer clock,
+                         ffi::AnyBuffer counters, ffi::AnyBuffer step,
+                         ffi::AnyBuffer layout_version,
+                         ffi::AnyBuffer generation,
+                         ffi::AnyBuffer learning_rate,
+                         ffi::AnyBuffer grad_scale, ffi::AnyBuffer apply,
+                         ffi::RemainingArgs lookups, ffi::RemainingRets results,
+                         ffi::Dictionary attributes) {
+  const ffi::AnyBuffer* const in_place[] = {
+      &index, &rows, &clock, &counters, &step, &layout_version, &generation};
+  RulesHolder holder;
+  TableView table{};
+  UpdateArgs args{};
+  ONEEMB_RETURN_IF_ERROR(DecodeRules(attributes, &holder));
+  ONEEMB_RETURN_IF_ERROR(DecodeReadTable(holder.rules, index, rows, &table));
+  ONEEMB_RETURN_IF_ERROR(
+      DecodeTableState(clock, counters, layout_version, &table));
+  ONEEMB_RETURN_IF_ERROR(CheckBuffer("step", step, ffi::U32, {1}));
+  ONEEMB_RETURN_IF_ERROR(CheckBuffer("generation", generation, ffi::U32, {1}));
+  ONEEMB_RETURN_IF_ERROR(
+      CheckBuffer("learning_rate", learning_rate, ffi::F32, {}));
+  ONEEMB_RETURN_IF_ERROR(CheckBuffer("grad_scale", grad_scale, ffi::F32, {}));
+  ONEEMB_RETURN_IF_ERROR(CheckBuffer("apply", apply, ffi::PRED, {}));
+  ONEEMB_RETURN_IF_ERROR(DecodeBatches(lookups, holder.rules.embedding_dim,
+                                       &args.batches, &args.gradient_type));
+  ONEEMB_RETURN_IF_ERROR(CheckInPlace(in_place, results));
+  args.learning_rate = Scalar<float>(learning_rate);
+  args.grad_scale = Scalar<float>(grad_scale);
+  args.apply = Scalar<bool>(apply);
+  args.step = static_cast<uint32_t*>(step.untyped_data());
+  args.generation = static_cast<uint32_t*>(generation.untyped_data());
+  FfiParallel parallel(pool);
+  if (!Update(&parallel, table, holder.rules, args)) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted,
+                      "update: no memory for scratch space");
+  }
+  return ffi::Error::Success();
+}
+
+ffi::Error GlobalNormHandler(ffi::ThreadPool pool, ffi::RemainingArgs lookups,
+                             ffi::Result<ffi::BufferR0<ffi::F32>> norm,
+                             ffi::Dictionary attributes) {
+  RulesHolder holder;
+  std::vector<UpdateBatch> batches;
+  FloatType type = FloatType::kFloat32;
+  ONEEMB_RETURN_IF_ERROR(DecodeRules(attributes, &holder));
+  const int64_t dim = holder.rules.embedding_dim;
+  ONEEMB_RETURN_IF_ERROR(DecodeBatches(lookups, dim, &batches, &type));
+  FfiParallel parallel(pool);
+  *norm->typed_data() =
+      GlobalNorm(&parallel, holder.rules.keys, batches, dim, type);
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembUpdate, UpdateHandler,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()  // index
+                                  .Arg<ffi::AnyBuffer>()  // rows
+                                  .Arg<ffi::AnyBuffer>()  // clock
+                                  .Arg<ffi::AnyBuffer>()  // counters
+                                  .Arg<ffi::AnyBuffer>()  // step
+                                  .Arg<ffi::AnyBuffer>()  // layout_version
+                                  .Arg<ffi::AnyBuffer>()  // generation
+                                  .Arg<ffi::AnyBuffer>()  // learning_rate
+                                  .Arg<ffi::AnyBuffer>()  // grad_scale
+                                  .Arg<ffi::AnyBuffer>()  // apply
+                                  .RemainingArgs()        // lookups
+                                  .RemainingRets()        // the table arrays
+                                  .Attrs());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembGlobalNorm, GlobalNormHandler,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .RemainingArgs()  // lookups
+                                  .Ret<ffi::BufferR0<ffi::F32>>()
+                                  .Attrs());
+
+}  // namespace oneemb
