@@ -400,7 +400,7 @@ struct Lamb : OptimizerBase {
   static constexpr int kStateFields = 2;
   static constexpr int kSums = 2;
   struct Scalars {
-    WeightDecay decay;  // coupled only: decoupled decay is inside u
+    WeightDecay decay;  // none: u has its own
     AdamScalars adam;   // step_size is 1 / c1
     float learning_rate;
     float weight_decay;
@@ -412,10 +412,9 @@ struct Lamb : OptimizerBase {
   ONEEMB_HD static Scalars Prepare(const OptimizerConfig& config,
                                    float learning_rate, uint32_t step) {
     Scalars s;
-    s.decay.coupled = static_cast<float>(config.weight_decay);
     s.adam = PrepareAdam(config, 1.0F, step);
     s.learning_rate = learning_rate;
-    s.weight_decay = static_cast<float>(config.decoupled_weight_decay);
+    s.weight_decay = static_cast<float>(config.weight_decay);
     return s;
   }
 
