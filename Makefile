@@ -19,7 +19,7 @@ package_files := pyproject.toml CMakeLists.txt $(wildcard cmake/*.cmake) \
   $(wildcard oneemb_jax/*.py oneemb_jax/*.pyi) \
   $(wildcard xla_ffi/*.cc xla_ffi/*/*.cc xla_ffi/*/*.h) $(wildcard cuda/*)
 # What pytest runs besides tests/: the examples in docstrings and pages.
-doctests := README.md docs
+doctests := $(wildcard README.md docs)
 
 .PHONY: help
 help:  ## Show this list
@@ -76,7 +76,7 @@ $(stamps)/venv:
 	touch $@
 
 $(stamps)/package: $(stamps)/venv $(package_files)
-	$(pip) .
+	$(build) --install
 	touch $@
 
 # The package is installed by now; these add what one extra wants.

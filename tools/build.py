@@ -1,13 +1,15 @@
 """Builds with CMake and Ninja directly, without making a wheel.
 
 python tools/build.py                       the module, into oneemb_jax/
+python tools/build.py --install             the package, into this environment
 python tools/build.py --prefix DIR          the module and the package, into DIR
 python tools/build.py --tests [NAME]        the C++ tests (or one), built and run
 python tools/build.py --compile-commands    nothing; build/lint for clang-tidy
-The first three with --sanitize address, undefined, "address;undefined" or thread.
+All but --install take --sanitize address, undefined, "address;undefined" or thread.
 
 The interpreter that runs this is the one built for. It needs nanobind and
-jaxlib; cmake and ninja come from its own folder or from PATH.
+jaxlib; cmake and ninja come from its own folder or from PATH. Only --install
+fetches what is missing.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,16 +72,31 @@ def configure(folder: Path, options: argparse.Namespace) -> None:
     settings = {
         "CMAKE_BUILD_TYPE": "Release",
         "CMAKE_MAKE_PROGRAM": tool("ninja"),
-        "Python_EXECUTABLE": sys.executable,
         "ONEEMB_BUILD_MODULE": "ON" if module else "OFF",
         "ONEEMB_BUILD_TESTS": "ON" if lint or not module else "OFF",
         "ONEEMB_INPLACE": "OFF" if lint or options.prefix else "ON",
         "ONEEMB_SANITIZE": options.sanitize,
     }
     if module:
+        settings["Python_EXECUTABLE"] = sys.executable
         settings["ONEEMB_FFI_INCLUDE_DIR"] = str(ffi_include())
     defines = [f"-D{name}={value}" for name, value in settings.items()]
     run(tool("cmake"), "-S", ".", "-B", folder, "-G", "Ninja", *defines)
+
+
+def install_with_pip() -> None:
+    """Installs the package as pip does, but quick the second time.
+
+    pip would build in a fresh environment each time, at a new path, and so
+    compile everything anew.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    build_needs = [r for r in project["build-system"]["requires"] if r != FFI_JAXLIB]
+    needs = [*build_needs, *project["project"]["dependencies"], "cmake", "ninja"]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    run(*pip, *needs)
+    headers = f"cmake.define.ONEEMB_FFI_INCLUDE_DIR={ffi_include()}"
+    run(*pip, "--no-build-isolation", "--no-deps", "--config-settings", headers, ROOT)
 
 
 def install_package(prefix: Path) -> None:
@@ -108,10 +126,14 @@ def main() -> None:
     )
     parser.add_argument("--tests", nargs="?", const="all")
     parser.add_argument("--compile-commands", action="store_true")
+    parser.add_argument("--install", action="store_true")
     parser.add_argument("--prefix", type=Path)
     parser.add_argument("--sanitize", default="")
     parser.add_argument("--jobs", default=str(os.cpu_count()))
     options = parser.parse_args()
+    if options.install:
+        install_with_pip()
+        return
     folder = build_folder(options)
     configure(folder, options)
     if options.compile_commands:
