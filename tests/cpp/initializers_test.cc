@@ -153,22 +153,34 @@ TEST(TruncNormalStaysBetweenTheCuts) {
   CHECK_NEAR(TruncNormalValue(kTruncNormal, 0x7FFFFFFF), 1.0, 1e-6);
   CHECK_NEAR(TruncNormalValue(kTruncNormal, 0), 0.0, 1e-6);
   CHECK_NEAR(TruncNormalValue(kTruncNormal, 0xFFFFFFFF), 2.0, 1e-6);
-  // A thin slice far out, where the quantile's rounding passes the cuts.
+  // They hold even where the probabilities say otherwise.
+  InitializerConfig wide = kTruncNormal;
+  wide.cdf_low = 0.0;
+  wide.cdf_span = 1.0;
+  CHECK_EQ(TruncNormalValue(wide, 0), 0.0F);
+  CHECK_EQ(TruncNormalValue(wide, 0xFFFFFFFF), 2.0F);
+}
+
+TEST(TruncNormalIsMirroredExactly) {
   const double p = 0.5 * std::erfc(10.0 / std::sqrt(2.0));
-  const double span = 0.5 * std::erfc(9.9999 / std::sqrt(2.0)) - p;
-  InitializerConfig slice = {
-      InitializerKind::kTruncNormal, 0.0F, 1.0F, -10.0F, -9.9999F, p, span};
+  const double span = 0.5 * std::erfc(9.5 / std::sqrt(2.0)) - p;
+  const InitializerConfig low = {
+      InitializerKind::kTruncNormal, 0.0F, 1.0F, -10.0F, -9.5F, p, span};
+  const InitializerConfig high = {
+      InitializerKind::kTruncNormal, 0.0F, -1.0F, 9.5F, 10.0F, p, span};
+  CHECK_NEAR(TruncNormalValue(low, 0), -10.0, 2e-6);
+  CHECK_NEAR(TruncNormalValue(low, 0xFFFFFFFF), -9.5, 2e-6);
   for (uint32_t i = 0; i < 1000; ++i) {
-    const float x = TruncNormalValue(slice, i * 4294967u);
-    CHECK(slice.min <= x && x <= slice.max);
+    CHECK_EQ(TruncNormalValue(low, i * 4294967u),
+             -TruncNormalValue(high, i * 4294967u));
   }
-  CHECK_NEAR(TruncNormalValue(slice, 0), -10.0, 1e-6);
-  // A negative scale draws the mirrored slice.
-  slice.scale = -1.0F;
-  slice.min = 9.9999F;
-  slice.max = 10.0F;
-  CHECK_NEAR(TruncNormalValue(slice, 0), 10.0, 1e-6);
-  CHECK_NEAR(TruncNormalValue(slice, 0xFFFFFFFF), 9.9999, 1e-6);
+  // Words w and ~w are the same distance from the two ends.
+  const InitializerConfig all = {
+      InitializerKind::kTruncNormal, 0.0F, 1.0F, -9.0F, 9.0F, 0.0, 1.0};
+  for (const uint32_t word : {0u, 1u, 0x1234567u, 0x70000000u}) {
+    CHECK_NEAR(TruncNormalValue(all, word), -TruncNormalValue(all, ~word),
+               1e-6);
+  }
 }
 
 TEST(DecodeReadsEveryField) {

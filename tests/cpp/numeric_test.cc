@@ -253,6 +253,7 @@ TEST(Float16) {
   CheckRounding(0x7BFF, Float16ToFloat, FloatToFloat16);
   CHECK_EQ(FloatToFloat16(65519.996F), 0x7BFF);
   CHECK_EQ(FloatToFloat16(65520.0F), 0x7C00);
+  CHECK_EQ(FloatToFloat16(70000.0F), 0x7C00);
   CHECK_EQ(FloatToFloat16(-kMax), 0xFC00);
   CHECK_EQ(FloatToFloat16(kMin), 0);
   CHECK(std::isnan(Float16ToFloat(FloatToFloat16(FloatFromBits(0x7F800001)))));
