@@ -80,14 +80,14 @@ def _save(document: dict[str, Any], path: pathlib.Path) -> None:
 
 def _check(kinds: Iterable[Any], todo: list[cells.Cell]) -> None:
     """Holds every system to NumPy before its speed is looked at."""
-    import reference
+    import correctness
 
     pairs = sorted({(cell.dim, cell.optimizer) for cell in todo})
     for kind in kinds:
         for dim, optimizer in pairs:
             if kind.role == "limit" or optimizer not in kind.optimizers:
                 continue
-            wrong = reference.check(kind.name, kind.build, dim, optimizer)
+            wrong = correctness.check(kind.name, kind.build, dim, optimizer)
             if wrong is not None:
                 raise SystemExit(f"not measured, because it is wrong: {wrong}")
 

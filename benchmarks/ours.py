@@ -88,7 +88,7 @@ class Ours:
         self._cell = cell
         self._batches = batches
         self._ids = [jnp.asarray(oe.pack_ids(keys_of(b))) for b in batches.ids]
-        self._grads = jnp.asarray(batches.grads)
+        self._grads = jax.device_put(batches.grads)  # no copy: aligned
         self._table = make_table(cell)
         self._ctx: oe.LookupContext | None = None
 

@@ -131,7 +131,7 @@ class _Jax:
     def __init__(self, cell: Cell, batches: Batches) -> None:
         self._batches = batches
         self._ids = [jnp.asarray(b, jnp.int32) for b in batches.ids]
-        self._grads = jnp.asarray(batches.grads)
+        self._grads = jax.device_put(batches.grads)  # no copy: aligned
         self._table = _table(cell)
         rule = functools.partial(self.rule, cell.optimizer)
 
