@@ -1,10 +1,7 @@
 // One optimizer step of one row, in loops that the compiler vectorises.
 //
 // A row is [embedding | field 0 | field 1 ... | row words | padding], see
-// core/row_layout.h. Its storage is uint32, since it holds more than floats.
-// The embedding and the fields are read and written as floats only, the row
-// words as uint32 only, and whole rows move by memcpy: no word is ever accessed
-// through two types.
+// core/row_layout.h.
 #pragma once
 
 #include <cstdint>
@@ -20,18 +17,23 @@ namespace row_update_internal {
 
 constexpr int kMaxFields = 3;
 
+// The storage of a row is uint32, since it holds more than floats. This is how
+// it is read and written as floats, whoever else sees the same memory as words.
+using RowFloat = float __attribute__((may_alias));
+
 // The state of column c, on its way from the fields and back.
 template <int kFields>
 struct ColumnState {
   float values[kMaxFields];
 
-  void Load(const float* f0, const float* f1, const float* f2, int64_t c) {
+  void Load(const RowFloat* f0, const RowFloat* f1, const RowFloat* f2,
+            int64_t c) {
     if constexpr (kFields > 0) values[0] = f0[c];
     if constexpr (kFields > 1) values[1] = f1[c];
     if constexpr (kFields > 2) values[2] = f2[c];
   }
 
-  void Store(float* f0, float* f1, float* f2, int64_t c) const {
+  void Store(RowFloat* f0, RowFloat* f1, RowFloat* f2, int64_t c) const {
     if constexpr (kFields > 0) f0[c] = values[0];
     if constexpr (kFields > 1) f1[c] = values[1];
     if constexpr (kFields > 2) f2[c] = values[2];
@@ -42,9 +44,9 @@ struct ColumnState {
 // `restrict` holds, and the loops need no checks for overlap.
 template <class Optimizer, bool kDecays>
 void SumTerms(const typename Optimizer::Scalars s, int64_t dim,
-              const float* ONEEMB_RESTRICT g, const float* ONEEMB_RESTRICT w,
-              float* ONEEMB_RESTRICT f0, float* ONEEMB_RESTRICT f1,
-              float* ONEEMB_RESTRICT f2, float* sums) {
+              const float* ONEEMB_RESTRICT g, const RowFloat* ONEEMB_RESTRICT w,
+              RowFloat* ONEEMB_RESTRICT f0, RowFloat* ONEEMB_RESTRICT f1,
+              RowFloat* ONEEMB_RESTRICT f2, float* sums) {
   constexpr int kSums = Optimizer::kSums;
   float lanes[kSums][kColumnLanes] = {};
   const auto add = [&](int64_t c, int lane) {
@@ -66,13 +68,15 @@ void SumTerms(const typename Optimizer::Scalars s, int64_t dim,
 template <class Optimizer, bool kDecays>
 void StepColumns(const typename Optimizer::Scalars s,
                  const typename Optimizer::Row row_scalars, int64_t dim,
-                 const float* ONEEMB_RESTRICT g, float* ONEEMB_RESTRICT w,
-                 float* ONEEMB_RESTRICT f0, float* ONEEMB_RESTRICT f1,
-                 float* ONEEMB_RESTRICT f2) {
+                 const float* ONEEMB_RESTRICT g, RowFloat* ONEEMB_RESTRICT w,
+                 RowFloat* ONEEMB_RESTRICT f0, RowFloat* ONEEMB_RESTRICT f1,
+                 RowFloat* ONEEMB_RESTRICT f2) {
   for (int64_t c = 0; c < dim; ++c) {
     ColumnState<Optimizer::kStateFields> state;
     state.Load(f0, f1, f2, c);
-    ColumnStep<Optimizer, kDecays>(s, row_scalars, g[c], &w[c], state.values);
+    float weight = w[c];
+    ColumnStep<Optimizer, kDecays>(s, row_scalars, g[c], &weight, state.values);
+    w[c] = weight;
     state.Store(f0, f1, f2, c);
   }
 }
@@ -82,10 +86,10 @@ void StepRow(const typename Optimizer::Scalars& s, int64_t dim, const float* g,
              uint32_t* row) {
   constexpr int kFields = Optimizer::kStateFields;
   static_assert(kFields <= kMaxFields, "ColumnState has no more pointers");
-  float* const w = reinterpret_cast<float*>(row);
-  float* const f0 = kFields > 0 ? w + dim : nullptr;
-  float* const f1 = kFields > 1 ? w + 2 * dim : nullptr;
-  float* const f2 = kFields > 2 ? w + 3 * dim : nullptr;
+  RowFloat* const w = reinterpret_cast<RowFloat*>(row);
+  RowFloat* const f0 = kFields > 0 ? w + dim : nullptr;
+  RowFloat* const f1 = kFields > 1 ? w + 2 * dim : nullptr;
+  RowFloat* const f2 = kFields > 2 ? w + 3 * dim : nullptr;
   uint32_t* const words = row + (1 + kFields) * dim;
   typename Optimizer::Row row_scalars{};
   if constexpr (Optimizer::kSums > 0) {
@@ -116,10 +120,11 @@ void UpdateRow(const typename Optimizer::Scalars& scalars, int64_t dim,
 // state, and zeros where the row is padded.
 template <class Optimizer>
 void InitState(const OptimizerConfig& config, int64_t dim, uint32_t* row) {
-  float* const w = reinterpret_cast<float*>(row);
+  using row_update_internal::RowFloat;
+  RowFloat* const w = reinterpret_cast<RowFloat*>(row);
   for (int k = 0; k < Optimizer::kStateFields; ++k) {
     const float value = Optimizer::InitialField(config, k);
-    float* const field = w + (1 + k) * dim;
+    RowFloat* const field = w + (1 + k) * dim;
     for (int64_t c = 0; c < dim; ++c) field[c] = value;
   }
   int64_t word = (1 + Optimizer::kStateFields) * dim;
