@@ -22,6 +22,10 @@ _EXPLICIT = (
 )
 
 
+def _cannot_follow(what: str) -> str:
+    return f"value_and_grad cannot follow a lookup of, or inside, {what}. {_EXPLICIT}"
+
+
 class _Tape:
     """The lookups of differentiated tables in one trace of a loss.
 
@@ -64,21 +68,32 @@ def _inner_jaxprs(equation: Any) -> Iterator[Any]:
                 yield inner
 
 
-def _count_lookups(jaxpr: Any, tables: set[Any]) -> int:
-    """Lookups that read any of the variables in ``tables``, however deep."""
-    count = 0
+#: What a lookup itself is made of; anything else around it hides its context.
+_OWN_CALLS = ("custom_vjp_call", "custom_vmap_call", "ffi_call")
+
+
+def _has_lookup(equation: Any) -> bool:
+    if equation.params.get("target_name") == "oneemb_lookup":
+        return True
+    return any(
+        _has_lookup(inside)
+        for jaxpr in _inner_jaxprs(equation)
+        for inside in jaxpr.eqns
+    )
+
+
+def _lookup_calls(jaxpr: Any, tables: set[Any]) -> list[str]:
+    """The calls through which a loss reads any of ``tables``, by name."""
+    calls = []
     reached = set(tables)
     for equation in jaxpr.eqns:
         inputs = [v for v in equation.invars if not hasattr(v, "val")]
         if not reached.intersection(inputs):
             continue
         reached.update(equation.outvars)
-        inner = list(_inner_jaxprs(equation))
-        if equation.params.get("target_name") == "oneemb_lookup":
-            count += 1
-        for jaxpr_inside in inner:
-            count += _count_lookups(jaxpr_inside, set(jaxpr_inside.invars))
-    return count
+        if _has_lookup(equation):
+            calls.append(equation.primitive.name)
+    return calls
 
 
 def _split(argument: Any) -> tuple[list[Any], list[Table], Callable[..., Any]]:
@@ -154,19 +169,14 @@ def _shapes_of_lookups(arguments: _Arguments, has_aux: bool) -> list[Any]:
     try:
         jaxpr = jax.make_jaxpr(traced)(arguments.dense, arguments.tables).jaxpr
     except jax.errors.UnexpectedTracerError as error:
-        raise ValueError(
-            "value_and_grad cannot follow a lookup inside scan, while, cond, "
-            f"checkpoint or jit. {_EXPLICIT}"
-        ) from error
+        raise ValueError(_cannot_follow("another transformation")) from error
     first = len(jax.tree.leaves(arguments.dense))
-    found = _count_lookups(jaxpr, set(jaxpr.invars[first:]))
-    if found != len(tapes[-1].tables):
-        raise ValueError(
-            f"value_and_grad: the loss reads differentiated tables {found} times, but "
-            f"only {len(tapes[-1].tables)} of these can be followed: a lookup stands "
-            "inside scan, while, cond, checkpoint or jit, or reads a table derived "
-            f"from the argument. {_EXPLICIT}"
-        )
+    calls = _lookup_calls(jaxpr, set(jaxpr.invars[first:]))
+    hidden = [name for name in calls if name not in _OWN_CALLS]
+    if hidden:
+        raise ValueError(_cannot_follow(hidden[0]))
+    if len(calls) != len(tapes[-1].tables):
+        raise ValueError(_cannot_follow("a table derived from the argument"))
     return tapes[-1].acts
 
 

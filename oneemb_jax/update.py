@@ -52,9 +52,11 @@ jax.tree_util.register_dataclass(
 def _scalar(value: Any, dtype: Any, name: str, call: str) -> jax.Array:
     """A traced or concrete scalar operand."""
     array = jnp.asarray(value)
-    kinds = "b" if dtype == jnp.bool_ else "fiu"
-    if array.shape != () or (array.dtype.kind not in kinds and array.dtype.name
-                             not in FLOATS):
+    if dtype == jnp.bool_:
+        fits = array.dtype == jnp.bool_
+    else:
+        fits = array.dtype.kind in "iu" or jnp.issubdtype(array.dtype, jnp.floating)
+    if array.shape != () or not fits:
         raise ValueError(
             f"{call}({name}=...): shape {array.shape}, dtype {array.dtype}; pass a "
             f"scalar of type {np.dtype(dtype).name}."
@@ -86,7 +88,7 @@ def _pairs(
         if grads is not None:
             raise ValueError(f"{call}(grads=...): a SparseGrad holds its gradients.")
         contexts, gradients = context.contexts, context.grads
-    elif isinstance(context, LookupContext):
+    elif isinstance(context, LookupContext) and grads is not None:
         contexts, gradients = (context,), (grads,)
     elif isinstance(context, Sequence) and isinstance(grads, Sequence):
         contexts, gradients = tuple(context), tuple(grads)

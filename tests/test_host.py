@@ -1,0 +1,194 @@
+"""Growing, reading and writing tables from the host, against a dict."""
+
+import jax
+import numpy as np
+import pytest
+from helpers import make_table, train
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+import oneemb_jax as oe
+from oneemb_jax.table import num_buckets
+
+IDS = st.lists(st.integers(-3, 40), min_size=1, max_size=12)
+
+
+class TableMachine(RuleBasedStateMachine):
+    """Random operations on a small table and on a dict of rows."""
+
+    dim = 3
+
+    def __init__(self):
+        super().__init__()
+        self.table = make_table(self.dim, capacity=8, num_tables=2, name="machine")
+        self.model = {}
+
+    def initial(self, ids, tables):
+        return np.asarray(oe.lookup(self.empty(), ids, tables)[0])
+
+    def empty(self):
+        return make_table(self.dim, capacity=8, num_tables=2, name="machine")
+
+    def admit(self, ids, tables, values):
+        for key, value in zip(zip(tables, ids, strict=True), values, strict=True):
+            if key not in self.model and len(self.model) < self.table.capacity:
+                self.model[key] = value
+
+    @rule(ids=IDS, seed=st.integers(0, 99))
+    def update(self, ids, seed):
+        rng = np.random.default_rng(seed)
+        ids = np.array(ids)
+        tables = rng.integers(0, 2, len(ids))
+        grads = rng.integers(-4, 5, (len(ids), self.dim)).astype(np.float32)
+        self.admit(ids, tables, self.initial(ids, tables))
+        self.table = train(self.table, ids, grads, table_ids=tables)
+        for key, grad in zip(zip(tables, ids, strict=True), grads, strict=True):
+            if key in self.model:
+                self.model[key] = self.model[key] - np.float32(0.5) * grad
+
+    @rule(ids=IDS, value=st.floats(-4, 4, width=16))
+    def write(self, ids, value):
+        ids, tables = np.array(ids), np.zeros(len(ids), np.int64)
+        values = np.float32(value) + np.arange(len(ids), dtype=np.float32)[:, None]
+        values = np.broadcast_to(values, (len(ids), self.dim))
+        new = {(0, key) for key in ids.tolist()} - set(self.model)
+        if len(self.model) + len(new) > self.table.capacity:
+            with pytest.raises(ValueError, match="oe.grow"):
+                oe.set_rows(self.table, ids, values, table_ids=tables)
+            return
+        self.table = oe.set_rows(self.table, ids, values, table_ids=tables)
+        for key, row in zip(ids.tolist(), values, strict=True):
+            self.model[0, key] = row
+
+    @precondition(lambda self: self.table.capacity < 64)
+    @rule()
+    def grow(self):
+        self.table = oe.grow(self.table)
+
+    @rule(ids=IDS)
+    def read(self, ids):
+        ids, tables = np.array(ids), np.ones(len(ids), np.int64)
+        rows = oe.get_rows(self.table, ids, tables)
+        initial = self.initial(ids, tables)
+        for i, key in enumerate(ids.tolist()):
+            assert rows.found[i] == ((1, key) in self.model)
+            wanted = self.model.get((1, key), initial[i])
+            np.testing.assert_allclose(rows.embedding[i], wanted, atol=1e-4)
+
+    @invariant()
+    def holds_the_model(self):
+        assert oe.size(self.table) == len(self.model)
+        seen = {}
+        for ids, tables, rows in oe.items(self.table, batch_size=5):
+            assert len(ids) <= 5
+            for key, row in zip(zip(tables, ids, strict=True), rows, strict=True):
+                assert key not in seen
+                seen[key] = row
+        assert seen.keys() == self.model.keys()
+        for key, row in seen.items():
+            np.testing.assert_allclose(row, self.model[key], atol=1e-4)
+
+
+TestTableMachine = TableMachine.TestCase
+TestTableMachine.settings = settings(max_examples=15, stateful_step_count=15)
+
+
+@given(st.integers(1, 300), st.integers(0, 300))
+def test_growing_keeps_every_bit_of_every_row(rows, more):
+    table = make_table(2, capacity=rows, optimizer=oe.adagrad(0.1))
+    ids = np.arange(rows)
+    table = train(table, ids, np.ones((rows, 2), np.float32))
+    larger = oe.grow(table, rows + more)
+    assert larger.capacity == rows + more
+    assert larger.index.shape == (num_buckets(rows + more), 16)
+    for one, other in zip(oe.get_rows(table, ids)[:1], oe.get_rows(larger, ids)[:1],
+                          strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(
+        oe.get_rows(table, ids).state["sum"], oe.get_rows(larger, ids).state["sum"]
+    )
+    assert oe.stats(larger)["step"] == 1
+
+
+def test_the_old_table_survives_growth_and_donation():
+    table = train(make_table(2), [1], np.ones((1, 2), np.float32))
+    larger = oe.grow(table)
+    jax.jit(lambda table: table, donate_argnums=0)(larger)
+    assert oe.size(table) == 1
+
+
+@pytest.mark.parametrize("capacity", [0, -1, 3, 2**31])
+def test_growing_to_less_or_too_much(capacity):
+    with pytest.raises(ValueError, match="grow\\(capacity="):
+        oe.grow(make_table(2, capacity=4), capacity)
+
+
+def test_state_is_read_and_written():
+    table = make_table(2, optimizer=oe.adam(0.1))
+    table = train(table, [4], np.array([[1.0, -1.0]]).astype(np.float32))
+    rows = oe.get_rows(table, [4, 5])
+    assert set(rows.state) == {"m", "v"}
+    np.testing.assert_allclose(rows.state["m"], [[0.1, -0.1], [0, 0]], rtol=1e-6)
+    copy = oe.set_rows(
+        make_table(2, optimizer=oe.adam(0.1)), [4, 5], rows.embedding, rows.state
+    )
+    again = oe.get_rows(copy, [4, 5])
+    np.testing.assert_array_equal(again.state["v"], rows.state["v"])
+    assert again.found.all()
+
+
+def test_state_words_of_a_row():
+    table = make_table(3, optimizer=oe.smart_decay_adam(0.1))
+    for _ in range(3):
+        table = train(table, [4], np.ones((1, 3), np.float32))
+    rows = oe.get_rows(table, [4, 5])
+    np.testing.assert_array_equal(rows.state["last_step"], [3, 0])
+    assert rows.state["last_step"].dtype == np.uint32
+
+
+def test_a_row_given_twice_takes_the_last():
+    table = oe.set_rows(make_table(1), [1, 2, 1], [[1.0], [2.0], [3.0]])
+    np.testing.assert_array_equal(oe.get_rows(table, [1, 2]).embedding, [[3], [2]])
+
+
+def test_set_rows_refuses_before_it_writes():
+    table = make_table(2, padding_idx=0, num_tables=2, capacity=4)
+    good = np.zeros((1, 2), np.float32)
+    with pytest.raises(ValueError, match="padding_idx"):
+        oe.set_rows(table, [0], good, table_ids=0)
+    with pytest.raises(ValueError, match="2 is no table"):
+        oe.set_rows(table, [1], good, table_ids=2)
+    with pytest.raises(ValueError, match=r"shape \(1, 3\), wanted \(1, 2\)"):
+        oe.set_rows(table, [1], np.zeros((1, 3)), table_ids=0)
+    with pytest.raises(ValueError, match="not in the state"):
+        oe.set_rows(table, [1], good, {"m": good}, table_ids=0)
+    assert oe.size(table) == 0
+
+
+def test_nothing_read_or_written():
+    table = make_table(2)
+    rows = oe.get_rows(table, [])
+    assert rows.embedding.shape == (0, 2)
+    assert oe.size(oe.set_rows(table, [], np.zeros((0, 2)))) == 0
+    assert list(oe.items(table)) == []
+
+
+def test_items_of_every_key_type():
+    for key_type, ids in (("int32", [-1, 5]), ("uint32", [2**32 - 1]),
+                          ("int64", [-(2**63), 5]), ("uint64", [2**64 - 1])):
+        table = make_table(1, key_type=key_type)
+        ids = np.array(ids, key_type)
+        table = train(table, ids, np.ones((len(ids), 1), np.float32))
+        found = np.concatenate([part for part, _, _ in oe.items(table)])
+        assert found.dtype == np.dtype(key_type)
+        assert sorted(found) == sorted(ids)
+
+
+def test_the_card():
+    table = train(make_table((16, 1)), [1], np.ones((1, 17), np.float32))
+    card = repr(table)
+    assert "17 = 16+1" in card
+    assert "1 of 64 (1.6%), step 1" in card
+    jax.jit(lambda table: (repr(table), table)[1], donate_argnums=0)(table)
+    assert "donated" in repr(table)
