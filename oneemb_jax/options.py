@@ -1,0 +1,316 @@
+"""Options of tables, columns and stores: frozen, checked where they are made.
+
+The functions have OneFlow's names, parameters and defaults, and the dicts that
+OneFlow's functions return are understood wherever options are taken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from oneemb_jax.initializers import Initializer, as_initializer
+from oneemb_jax.optimizers import Optimizer
+
+_BLOCK_SIZES = (512, 4096)
+
+
+@dataclasses.dataclass(frozen=True)
+class ColumnOptions:
+    """Options of one column; made by :func:`make_column_options`.
+
+    Attributes:
+        initializer: how its elements begin.
+    """
+
+    initializer: Initializer
+
+
+@dataclasses.dataclass(frozen=True)
+class TableOptions:
+    """Options of one table; made by :func:`make_table_options`.
+
+    Attributes:
+        initializer: of all columns, or None where ``columns`` says it.
+        columns: options of each column; empty where one initializer serves all.
+    """
+
+    initializer: Initializer | None = None
+    columns: tuple[ColumnOptions, ...] = ()
+
+    def column_initializers(
+        self, num_columns: int, argument: str
+    ) -> tuple[Initializer, ...]:
+        """One initializer for each of ``num_columns`` columns.
+
+        Args:
+            num_columns: columns of the embedding.
+            argument: what these options are, for messages.
+
+        Raises:
+            ValueError: if there are other columns than that.
+        """
+        if self.initializer is not None:
+            return (self.initializer,) * num_columns
+        if len(self.columns) != num_columns:
+            raise ValueError(
+                f"{argument}: options of {len(self.columns)} column(s), but "
+                f"embedding_dim has {num_columns}; give make_table_options one "
+                "make_column_options a column."
+            )
+        return tuple(column.initializer for column in self.columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceMemStoreOptions:
+    """All rows in device memory; made by :func:`make_device_mem_store_options`.
+
+    Attributes:
+        capacity: rows that a table begins with.
+        persistent_path: folder or folders of snapshots, or None.
+        size_factor: as given; see :func:`check_row_width`.
+        storage_dim: as given; see :func:`check_row_width`.
+        physical_block_size: of the disk that snapshots go to, in bytes.
+    """
+
+    capacity: int
+    persistent_path: str | tuple[str, ...] | None = None
+    size_factor: int = 1
+    storage_dim: int = -1
+    physical_block_size: int = 4096
+
+    def __post_init__(self) -> None:
+        """Checks every option and makes plain Python values of them."""
+        call = "make_device_mem_store_options"
+        set_field = object.__setattr__
+        for name in ("capacity", "size_factor", "storage_dim", "physical_block_size"):
+            set_field(self, name, _whole(getattr(self, name), name, call))
+        set_field(self, "persistent_path", _paths(self.persistent_path, call))
+        if self.capacity < 1:
+            raise ValueError(
+                f"{call}(capacity={self.capacity}): pass the number of rows that "
+                "the table shall hold, 1 or more."
+            )
+        if self.size_factor < 1:
+            raise ValueError(
+                f"{call}(size_factor={self.size_factor}): pass 1 or more, or leave "
+                "it out: the optimizer says what a row needs."
+            )
+        if self.storage_dim != -1 and self.storage_dim < 1:
+            raise ValueError(
+                f"{call}(storage_dim={self.storage_dim}): pass the words of a row, "
+                "or -1: the optimizer says what a row needs."
+            )
+        if self.physical_block_size not in _BLOCK_SIZES:
+            raise ValueError(
+                f"{call}(physical_block_size={self.physical_block_size}): pass 512 "
+                "or 4096, the sector size of the disk."
+            )
+
+
+def _whole(value: Any, name: str, call: str) -> int:
+    """A whole number as int; 1e6 is one, 0.5 and True are not."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole and not (isinstance(value, float) and value.is_integer()):
+        raise TypeError(f"{call}({name}={value!r}): pass a whole number.")
+    return int(value)
+
+
+def _paths(value: Any, call: str) -> str | tuple[str, ...] | None:
+    """A path, several (one a process), or None."""
+    if value is None:
+        return None
+    several = isinstance(value, list | tuple)
+    paths = list(value) if several else [value]
+    if not paths or not all(isinstance(p, str | os.PathLike) and str(p) for p in paths):
+        raise TypeError(
+            f"{call}(persistent_path={value!r}): pass the path of a folder, a list "
+            "of paths, or None."
+        )
+    names = tuple(os.fsdecode(path) for path in paths)
+    return names if several else names[0]
+
+
+def make_column_options(initializer: Initializer | Mapping[str, Any]) -> ColumnOptions:
+    """Options of one column of a table.
+
+    Args:
+        initializer: how the elements of the column begin.
+
+    Raises:
+        TypeError: if it is no initializer.
+
+    Example:
+        >>> import oneemb_jax as oe
+        >>> oe.make_column_options(oe.make_uniform_initializer(-1.0, 1.0))
+        ColumnOptions(initializer=uniform(low=-1.0, high=1.0))
+    """
+    argument = "make_column_options(initializer=...)"
+    return ColumnOptions(as_initializer(initializer, argument))
+
+
+def make_table_options(
+    param: Initializer | Mapping[str, Any] | Sequence[Any],
+) -> TableOptions:
+    """Options of one table.
+
+    Args:
+        param: an initializer, of all columns; or a list of
+            :func:`make_column_options`, one a column.
+
+    Raises:
+        TypeError: if it is neither.
+        ValueError: if the list is empty.
+
+    Example:
+        >>> import oneemb_jax as oe
+        >>> table = oe.make_table_options(oe.make_normal_initializer(std=0.01))
+        >>> wide = oe.make_column_options(oe.make_uniform_initializer(-0.1, 0.1))
+        >>> bias = oe.make_column_options(oe.make_constant_initializer(0.0))
+        >>> len(oe.make_table_options([wide, bias]).columns)
+        2
+    """
+    return _table_options(param, "make_table_options(param=...)")
+
+
+def make_table(
+    param: Initializer | Mapping[str, Any] | Sequence[Any],
+) -> TableOptions:
+    """Options of one table: another name of :func:`make_table_options`.
+
+    Args:
+        param: as for ``make_table_options``.
+
+    Raises:
+        TypeError: as ``make_table_options``.
+        ValueError: as ``make_table_options``.
+
+    Example:
+        >>> import oneemb_jax as oe
+        >>> oe.make_table(oe.make_constant_initializer(0.0)).initializer
+        constant(value=0.0)
+    """
+    return _table_options(param, "make_table(param=...)")
+
+
+def _table_options(param: Any, argument: str) -> TableOptions:
+    if isinstance(param, list | tuple):
+        if not param:
+            raise ValueError(f"{argument}: the list of columns is empty.")
+        return TableOptions(columns=tuple(_column(x, argument) for x in param))
+    return TableOptions(initializer=as_initializer(param, argument))
+
+
+def _column(value: Any, argument: str) -> ColumnOptions:
+    if isinstance(value, ColumnOptions):
+        return value
+    if isinstance(value, Mapping) and set(value) == {"initializer"}:
+        return ColumnOptions(as_initializer(value["initializer"], argument))
+    raise TypeError(
+        f"{argument}: the column {value!r} is not made by make_column_options."
+    )
+
+
+def as_table_options(value: Any, argument: str) -> TableOptions:
+    """``value`` as TableOptions; OneFlow's dicts are understood.
+
+    Args:
+        value: TableOptions, ``{"initializer": ...}`` or ``{"columns": [...]}``.
+        argument: who wants it, for messages.
+
+    Raises:
+        TypeError: if it is something else.
+    """
+    if isinstance(value, TableOptions):
+        return value
+    if isinstance(value, Mapping) and set(value) == {"initializer"}:
+        return TableOptions(as_initializer(value["initializer"], argument))
+    if isinstance(value, Mapping) and set(value) == {"columns"}:
+        return _table_options(list(value["columns"]), argument)
+    raise TypeError(
+        f"{argument}: {value!r} is not made by make_table_options; a table has one "
+        "initializer, or columns that have one each."
+    )
+
+
+def make_device_mem_store_options(
+    persistent_path: str | os.PathLike[str] | Sequence[str] | None = None,
+    capacity: int | None = None,
+    size_factor: int = 1,
+    storage_dim: int = -1,
+    physical_block_size: int = 4096,
+) -> DeviceMemStoreOptions:
+    """Options of an embedding whose rows are all in device memory.
+
+    Args:
+        persistent_path: where snapshots go: a folder, a list of folders (one a
+            process), or None.
+        capacity: rows that a table has room for, over all its tables. Required.
+            The memory is reserved, and used as rows appear; ``oe.grow`` gives more.
+        size_factor: float32 a row has for each element of the embedding,
+            optimizer state included. The optimizer knows it: leave it at 1, which
+            means "what the optimizer needs". Any other number must be right.
+        storage_dim: 32-bit words of a row, optimizer state included. -1 means
+            "what the optimizer needs"; any other number must be right.
+        physical_block_size: sector size of the disk below ``persistent_path``:
+            512 or 4096.
+
+    Raises:
+        TypeError: if an option has the wrong type, or ``capacity`` is missing.
+        ValueError: if an option is out of range.
+
+    Example:
+        >>> import oneemb_jax as oe
+        >>> oe.make_device_mem_store_options(capacity=1_000_000).capacity
+        1000000
+    """
+    if capacity is None:
+        raise TypeError(
+            "make_device_mem_store_options(capacity=None): pass the number of rows "
+            "that the table shall hold."
+        )
+    return DeviceMemStoreOptions(
+        capacity,
+        persistent_path,  # pyright: ignore[reportArgumentType]  # checked there
+        size_factor,
+        storage_dim,
+        physical_block_size,
+    )
+
+
+def check_row_width(
+    options: DeviceMemStoreOptions, embedding_dim: int, optimizer: Optimizer
+) -> None:
+    """Checks ``size_factor`` and ``storage_dim`` against the optimizer.
+
+    Both are OneFlow's way to say how wide a row is. The optimizer says that here,
+    so their defaults mean "choose for me"; numbers that were given must be right.
+
+    Raises:
+        ValueError: if one is not, with the number that is.
+    """
+    words = optimizer.storage_dim(embedding_dim)
+    for_row = f"{optimizer.name} with embedding_dim={embedding_dim}"
+    if options.storage_dim not in (-1, words):
+        raise ValueError(
+            f"store_options: storage_dim={options.storage_dim}, but {for_row} needs "
+            f"storage_dim={words}; leave it out or pass {words}."
+        )
+    if options.size_factor == 1:
+        return
+    if optimizer.num_row_words:
+        raise ValueError(
+            f"store_options: size_factor={options.size_factor}, but {for_row} keeps "
+            f"words that no size_factor counts; pass storage_dim={words} instead, "
+            "or leave both out."
+        )
+    if options.size_factor != optimizer.size_factor:
+        raise ValueError(
+            f"store_options: size_factor={options.size_factor}, but {for_row} needs "
+            f"size_factor={optimizer.size_factor}; leave it out or pass "
+            f"{optimizer.size_factor}."
+        )
