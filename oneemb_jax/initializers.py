@@ -69,7 +69,7 @@ class Initializer:
 
     def __repr__(self) -> str:
         pairs = zip(PARAMETERS[self.type], self.params, strict=True)
-        shown = ", ".join(f"{name}={np.float32(value)}" for name, value in pairs)
+        shown = ", ".join(f"{name}={np.float32(value)!s}" for name, value in pairs)
         return f"{self.type}({shown})"
 
     def _number(self, name: str, value: Any) -> float:
