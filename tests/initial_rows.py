@@ -64,7 +64,7 @@ def log(x: np.ndarray) -> np.ndarray:
 def sin_cos_two_pi(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """sin and cos of ``2 pi u``, as core/numeric.h defines them."""
     quarter = np.floor(np.float64(u) * 4 + 0.5).astype(np.int64)
-    r = F32(u - quarter / 4)
+    r = (u - quarter / 4).astype(F32)
     z = r * r
     low = float.fromhex("-0x1.777A5Cp-23")
     p = poly(z, low, -41.3417022, 81.6052038, -76.6977741, 41.4698896)
