@@ -15,7 +15,8 @@ target_link_libraries(oneemb_flags INTERFACE Threads::Threads)
 
 add_library(oneemb_warnings INTERFACE)
 target_compile_options(oneemb_warnings INTERFACE
-  -Wall -Wextra -Wconversion -Wshadow -Wnon-virtual-dtor -Wundef -Werror)
+  -Wall -Wextra -Wconversion -Wshadow -Wnon-virtual-dtor -Wundef
+  $<$<BOOL:${ONEEMB_WERROR}>:-Werror>)
 
 if(ONEEMB_SANITIZE)
   string(REPLACE ";" "," oneemb_sanitizers "${ONEEMB_SANITIZE}")

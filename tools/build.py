@@ -76,6 +76,7 @@ def configure(folder: Path, options: argparse.Namespace) -> None:
         "ONEEMB_BUILD_TESTS": "ON" if lint or not module else "OFF",
         "ONEEMB_INPLACE": "OFF" if lint or options.prefix else "ON",
         "ONEEMB_SANITIZE": options.sanitize,
+        "ONEEMB_WERROR": "ON",
     }
     if module:
         settings["Python_EXECUTABLE"] = sys.executable
@@ -95,8 +96,9 @@ def install_with_pip() -> None:
     needs = [*build_needs, *project["project"]["dependencies"], "cmake", "ninja"]
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
     run(*pip, *needs)
-    headers = f"cmake.define.ONEEMB_FFI_INCLUDE_DIR={ffi_include()}"
-    run(*pip, "--no-build-isolation", "--no-deps", "--config-settings", headers, ROOT)
+    defines = {"ONEEMB_FFI_INCLUDE_DIR": ffi_include(), "ONEEMB_WERROR": "ON"}
+    words = [f"--config-settings=cmake.define.{k}={v}" for k, v in defines.items()]
+    run(*pip, "--no-build-isolation", "--no-deps", *words, ROOT)
 
 
 def install_package(prefix: Path) -> None:
