@@ -44,6 +44,7 @@ _KINDS = {
 }
 _MOMENTUM = _Kind(1, _KINDS["sgd"].hyper, ("momentum",))
 _FLAGS = ("nesterov", "bias_correction", "decoupled")
+_NOT_ZERO = ("beta1", "beta2", "bias_correction", "lr_power")  # by default
 _BELOW_ONE = ("momentum", "beta1", "beta2")
 
 
@@ -127,10 +128,10 @@ class Optimizer:
 
     def __repr__(self) -> str:
         values = [f"learning_rate={self.learning_rate!r}"]
-        for field in dataclasses.fields(self)[2:]:
-            value = getattr(self, field.name)
-            if value != field.default:
-                values.append(f"{field.name}={value!r}")
+        for field in _KINDS[self.name].hyper:
+            value = getattr(self, field)
+            if value or field in _NOT_ZERO:
+                values.append(f"{field}={value!r}")
         return f"{self.name}({', '.join(values)})"
 
     @property
