@@ -18,8 +18,10 @@
 #include <cmath>
 #include <condition_variable>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -141,11 +143,22 @@ struct Engine {
 
 enum class Optimizer { kSgd = 0, kAdagrad = 1, kAdam = 2 };
 
+void AdviseHugePages(void* data, int64_t bytes) {
+  const auto address = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t first = (address + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t last = (address + bytes) / kHugePage * kHugePage;
+  if (first < last) {
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  }
+}
+
 int Split(int64_t n, int t, int threads) {
   return static_cast<int>(n * t / threads);
 }
 
-void PrefetchRow(const float* row, int floats) {
+// Inlined by force: g++ may take a function that only prefetches for one
+// without effect, and drop the call.
+[[gnu::always_inline]] inline void PrefetchRow(const float* row, int floats) {
   for (int c = 0; c < floats; c += 16) {
     _mm_prefetch(reinterpret_cast<const char*>(row + c), _MM_HINT_T0);
   }
@@ -396,7 +409,7 @@ void* bench_map(int64_t bytes) {
       (kHugePage - reinterpret_cast<uintptr_t>(raw)) % kHugePage;
   if (skip != 0) munmap(raw, skip);
   munmap(raw + skip + size, kHugePage - skip);
-  madvise(raw + skip, size, MADV_HUGEPAGE);
+  AdviseHugePages(raw + skip, size);
   return raw + skip;
 }
 
@@ -406,11 +419,20 @@ void bench_unmap(void* memory, int64_t bytes) {
 
 // out[i] = rows[ids[i]][:dim]. `ahead` and `stream` (-1: by the size of the
 // output) choose the variant. Returns -1 for a width that was not compiled.
+// A null `out` stands for memory taken from malloc and given back: the least
+// that a call whose result is a fresh array can cost.
 int bench_gather(void* handle, const float* rows, int64_t stride,
                  const int32_t* ids, int64_t n, int64_t dim, int64_t ahead,
                  int stream, float* out) {
   Pool& pool = static_cast<Engine*>(handle)->pool;
   const bool past = stream < 0 ? n * dim * 4 > kStreamBytes : stream != 0;
+  std::unique_ptr<float, void (*)(void*)> fresh(nullptr, std::free);
+  if (out == nullptr) {
+    out = static_cast<float*>(std::aligned_alloc(64, n * dim * 4));
+    if (out == nullptr) return -1;
+    fresh.reset(out);
+    AdviseHugePages(out, n * dim * 4);
+  }
   switch (dim) {
     case 16:
       Gather<16>(pool, rows, stride, ids, n, ahead, past, out);

@@ -34,6 +34,8 @@ _TOUCH_VARIANTS = (2, 4, 8, 16, 32)
 _TRIALS = 3
 
 _V = TypeVar("_V")
+_Gather = tuple[int, int]
+_Out = np.ndarray | None
 
 
 def _compile() -> ctypes.CDLL:
@@ -93,31 +95,32 @@ def _table(cell: Cell) -> HugeArray:
 
 
 def gather(
-    rows: np.ndarray, ids: np.ndarray, ahead: int, stream: int, out: np.ndarray
+    rows: np.ndarray, ids: np.ndarray, dim: int, variant: _Gather, out: _Out
 ) -> None:
-    """Copies `rows[ids][:, :dim]` to `out`, f32[n, dim].
+    """Copies `rows[ids][:, :dim]` to `out`.
 
     Args:
         rows: f32[rows, stride].
         ids: i32[n].
-        ahead: Rows between a prefetch and its use.
-        stream: 1 writes past the caches, 0 does not, -1 when `out` is large.
-        out: f32[n, dim].
+        dim: Floats to copy of each row.
+        variant: Rows between a prefetch and its use; whether to write past the
+            caches: 1, 0, or -1 for when the output is large.
+        out: f32[n, dim]; None for memory that is allocated and freed here.
 
     Raises:
         ValueError: When the kernel was not compiled for this width.
     """
-    n, dim = out.shape
+    ahead, stream = variant
     if _lib.bench_gather(
         _engine(),
         _address(rows),
         ctypes.c_int64(rows.shape[1]),
         _address(ids),
-        ctypes.c_int64(n),
+        ctypes.c_int64(len(ids)),
         ctypes.c_int64(dim),
         ctypes.c_int64(ahead),
         ctypes.c_int(stream),
-        _address(out),
+        None if out is None else _address(out),
     ):
         raise ValueError(f"native.cc has no kernel for dim {dim}")
 
@@ -153,8 +156,9 @@ class Native:
     def lookup(self, k: int) -> None:
         """Gathers the rows of batch `k`."""
         ids = self._ids[self._batches.pick(k)]
-        ahead = _AHEAD.get(self._cell.dim, 16)
-        gather(self._rows.array, ids, ahead, -1, self._out.array)
+        dim = self._cell.dim
+        variant = _AHEAD.get(dim, 16), -1
+        gather(self._rows.array, ids, dim, variant, self._out.array)
 
     def prepare(self, k: int) -> None:
         """Nothing comes before an update."""
@@ -223,23 +227,28 @@ class Limit:
     dense = False
 
     def __init__(self, cell: Cell, batches: Batches) -> None:
+        self._dim = cell.dim
         self._batches = batches
         self._ids = [b.astype(np.int32) for b in batches.ids]
         self._rows = _table(cell)
-        self._out = HugeArray(cell.ids, cell.dim)
-        rows, out = self._rows.array, self._out.array
-        self._gather = _fastest(
-            _GATHER_VARIANTS, lambda v: gather(rows, self._ids[0], *v, out)
-        )
+        self._memory = self._make_output(cell)
+        self._gather = _fastest(_GATHER_VARIANTS, lambda v: self._copy(0, v))
+        rows = self._rows.array
         self._ahead = _fastest(
             _TOUCH_VARIANTS,
             lambda v: touch(rows, batches.unique[0], batches.grads, v),
         )
 
+    def _make_output(self, cell: Cell) -> HugeArray | None:
+        return HugeArray(cell.ids, cell.dim)
+
+    def _copy(self, batch: int, variant: _Gather) -> None:
+        out = None if self._memory is None else self._memory.array
+        gather(self._rows.array, self._ids[batch], self._dim, variant, out)
+
     def lookup(self, k: int) -> None:
         """Copies the rows of batch `k`."""
-        ids = self._ids[self._batches.pick(k)]
-        gather(self._rows.array, ids, *self._gather, self._out.array)
+        self._copy(self._batches.pick(k), self._gather)
 
     def prepare(self, k: int) -> None:
         """Nothing comes before an update."""
@@ -256,13 +265,20 @@ class Limit:
 
     def activations(self, k: int) -> np.ndarray:
         """The rows of batch `k`."""
-        self.lookup(k)
-        return self._out.array
+        return self._rows.array[self._ids[self._batches.pick(k)], : self._dim]
 
     def weights(self) -> np.ndarray:
         """All rows; they never change."""
-        return self._rows.array
+        return self._rows.array[:, : self._dim].copy()
 
     def close(self) -> None:
         """Forgets the table; memory goes with its last user."""
         _table.cache_clear()
+
+
+class FreshLimit(Limit):
+    """The same, with the output of each lookup allocated and freed in it."""
+
+    def _make_output(self, cell: Cell) -> HugeArray | None:
+        del cell
+        return None

@@ -1,6 +1,7 @@
 """Ratios, goals and Markdown from the records of a run."""
 
 import collections
+import itertools
 import math
 import pathlib
 import statistics
@@ -84,9 +85,9 @@ class CellResult:
         """Our time in units of the plain kernel's."""
         return self.ratio(self.one("ours"), self.one("native"), phase)
 
-    def of_limit(self, phase: str) -> float:
-        """The share of the limit's speed that ours reaches."""
-        return self.ratio(self.one("limit"), self.one("ours"), phase)
+    def of_limit(self, phase: str, role: str = "limit") -> float:
+        """The share of a limit's speed that ours reaches."""
+        return self.ratio(self.one(role), self.one("ours"), phase)
 
 
 def geometric_mean(values: Iterable[float]) -> float:
@@ -122,6 +123,19 @@ def _step_goals(results: list[CellResult]) -> list[Goal]:
     return goals
 
 
+def _lookup_goals(results: list[CellResult]) -> list[Goal]:
+    goals: list[Goal] = []
+    outputs = {"limit": "a reused output", "fresh": "a fresh output"}
+    for (dim, floor), role in itertools.product(LOOKUP_FLOOR.items(), outputs):
+        mine = [r for r in results if r.cell["dim"] == dim]
+        shares = _known(r.of_limit("lookup", role) for r in mine)
+        if shares:
+            what = f"lookup, share of the limit into {outputs[role]}, dim {dim}, "
+            number = f"least {min(shares):.0%}, mean {statistics.mean(shares):.0%}"
+            goals.append((f"{what}≥ {floor:.0%}", min(shares) >= floor, number))
+    return goals
+
+
 def goals_of(results: list[CellResult], scaling: dict[str, Any] | None) -> list[Goal]:
     """Each goal that the cells at hand can decide.
 
@@ -133,13 +147,7 @@ def goals_of(results: list[CellResult], scaling: dict[str, Any] | None) -> list[
         What is asked, whether it is met, and the number that decided.
     """
     goals = _step_goals(results)
-    for dim, floor in LOOKUP_FLOOR.items():
-        mine = [r for r in results if r.cell["dim"] == dim]
-        shares = _known(r.of_limit("lookup") for r in mine)
-        if shares:
-            what = f"lookup, share of the gather limit, dim {dim}, ≥ {floor:.0%}"
-            number = f"least {min(shares):.0%}, mean {statistics.mean(shares):.0%}"
-            goals.append((what, min(shares) >= floor, number))
+    goals += _lookup_goals(results)
     if scaling is not None:
         few, many = (f"{rows:.0e}".replace("e+0", "e") for rows in scaling["rows"])
         ratio = scaling["same ids"]["ours"]
@@ -188,6 +196,7 @@ def _phase_row(result: CellResult, phase: str) -> list[str]:
     row.append(f"**{_number(result.against_peer(phase), '.1f')}**")
     row.append(_number(result.against_native(phase)))
     row.append(_number(result.of_limit(phase), ".0%"))
+    row.append(_number(result.of_limit(phase, "fresh"), ".0%"))
     return row
 
 
@@ -196,7 +205,7 @@ _LABELS = ("ids", "dim", "drawn", "optimizer")
 
 def _phase_table(results: list[CellResult], phase: str) -> str:
     head = [*_LABELS, "ours, ms", "GB/s", "best peer, ms", "which"]
-    head += ["peer / ours", "ours / kernel", "of the limit"]
+    head += ["peer / ours", "ours / kernel", "of the limit", "fresh output"]
     return _markdown_table(head, [_phase_row(r, phase) for r in results])
 
 
@@ -274,7 +283,7 @@ def text(document: dict[str, Any]) -> str:
     lines = [
         f"{'ids':>9} {'dim':>4} {'drawn':8} {'optimizer':10} {'phase':7}"
         f"{'ours ms':>9} {'peer ms':>9} {'peer/ours':>10} {'/kernel':>8}"
-        f" {'of limit':>9}  best peer"
+        f" {'of limit':>9} {'fresh':>6}  best peer"
     ]
     for result in results:
         for phase in PHASES:
@@ -287,7 +296,8 @@ def text(document: dict[str, Any]) -> str:
                 f"{_ms(mine):>9} {_ms(theirs):>9}"
                 f"{_number(result.against_peer(phase)):>11}"
                 f"{_number(result.against_native(phase)):>9}"
-                f"{_number(result.of_limit(phase), '.0%'):>10}  {peer or ''}"
+                f"{_number(result.of_limit(phase), '.0%'):>10}"
+                f"{_number(result.of_limit(phase, 'fresh'), '.0%'):>7}  {peer or ''}"
             )
     lines.append("")
     for what, met, number in goals_of(results, document.get("scaling")):

@@ -48,7 +48,8 @@ class Kind:
 
     Attributes:
         name: What tables call it.
-        role: `ours`, `peer`, `native` (the plain kernel) or `limit`.
+        role: `ours`, `peer`, `native` (the plain kernel), `limit` or `fresh` (the
+            limit of calls that allocate their output).
         module: Where its class is, and below what is imported to find out
             whether it can run here.
         builder: The class, called with a cell and its batches.
@@ -79,6 +80,7 @@ KINDS = (
     Kind("JAX unique + segment_sum", "peer", "peers_jax", "Unique"),
     Kind("plain AVX2 kernel", "native", "native", "Native"),
     Kind("limit", "limit", "native", "Limit"),
+    Kind("limit, fresh output", "fresh", "native", "FreshLimit"),
 )
 
 
