@@ -16,18 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from oneemb_jax.ids import WORDS
-from oneemb_jax.initializers import (
-    Initializer,
-    as_initializer,
-    make_normal_initializer,
-)
+from oneemb_jax.initializers import Initializer
 from oneemb_jax.lookup import LookupContext, lookup
 from oneemb_jax.optimizers import Optimizer
 from oneemb_jax.options import (
     DeviceMemStoreOptions,
     TableOptions,
-    as_table_options,
     check_row_width,
+    table_initializers,
 )
 from oneemb_jax.table import Table, TableSpec, check_table, init_table
 
@@ -35,7 +31,6 @@ _OPTIMIZERS = (
     "sgd, adam, adamw, amsgrad, adagrad, rowwise_adagrad, ftrl, smart_decay_adam, lamb"
 )
 _KEY_SPACES = ("separate", "shared")
-_MOST_TABLES = 2**16
 #: Elements of a row: offsets within it are int32.
 _MOST_COLUMNS = 2**31 - 1
 
@@ -121,37 +116,6 @@ def _check_store(
     return options
 
 
-def _initializers(
-    tables: Any, default: Any, num_columns: int, call: str
-) -> tuple[tuple[Initializer, ...], ...]:
-    """One initializer for each column of each table."""
-    if tables is None:
-        argument = f"{call}(default_initializer=...)"
-        one = make_normal_initializer(0.0, 0.05) if default is None else default
-        return ((as_initializer(one, argument),) * num_columns,)
-    if not isinstance(tables, list | tuple):
-        raise TypeError(
-            f"{call}(tables={tables!r}): pass a list of make_table_options, one a "
-            "table."
-        )
-    if default is not None:
-        raise ValueError(
-            f"{call}(default_initializer={default!r}): it is for an embedding "
-            "without tables; give each of the tables its own, or leave out tables."
-        )
-    if not 1 <= len(tables) <= _MOST_TABLES:
-        raise ValueError(
-            f"{call}(tables=...): {len(tables)} tables; pass 1 to {_MOST_TABLES}, or "
-            "None for one table."
-        )
-    found = []
-    for i, table in enumerate(tables):
-        argument = f"{call}(tables[{i}])"
-        options = as_table_options(table, argument)
-        found.append(options.column_initializers(num_columns, argument))
-    return tuple(found)
-
-
 def _padding_idx(padding_idx: Any, key_type: str, call: str) -> int | None:
     if padding_idx is None:
         return None
@@ -198,7 +162,9 @@ class _Embedding:
             name=_check_name(name, call),
             column_dims=dims,
             key_type=keys,
-            initializers=_initializers(tables, default_initializer, len(dims), call),
+            initializers=table_initializers(
+                tables, default_initializer, len(dims), call
+            ),
             optimizer=optimizer,
             capacity=store.capacity,
             padding_idx=_padding_idx(padding_idx, keys, call),

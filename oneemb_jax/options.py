@@ -13,10 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from oneemb_jax.initializers import Initializer, as_initializer
+from oneemb_jax.initializers import (
+    Initializer,
+    as_initializer,
+    make_normal_initializer,
+)
 from oneemb_jax.optimizers import Optimizer
 
 _BLOCK_SIZES = (512, 4096)
+#: The kernels keep a table's number in 16 bits.
+_MOST_TABLES = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +241,48 @@ def as_table_options(value: Any, argument: str) -> TableOptions:
         f"{argument}: {value!r} is not made by make_table_options; a table has one "
         "initializer, or columns that have one each."
     )
+
+
+def table_initializers(
+    tables: Any, default: Any, num_columns: int, call: str
+) -> tuple[tuple[Initializer, ...], ...]:
+    """One initializer for each column of each table.
+
+    Args:
+        tables: a list of TableOptions, or None for one table.
+        default: initializer of the one table; None means normal(0, 0.05).
+        num_columns: columns of the embedding.
+        call: the constructor, for messages.
+
+    Raises:
+        TypeError: if they are no options.
+        ValueError: if they do not fit together.
+    """
+    if tables is None:
+        argument = f"{call}(default_initializer=...)"
+        one = make_normal_initializer(0.0, 0.05) if default is None else default
+        return ((as_initializer(one, argument),) * num_columns,)
+    if not isinstance(tables, list | tuple):
+        raise TypeError(
+            f"{call}(tables={tables!r}): pass a list of make_table_options, one a "
+            "table."
+        )
+    if default is not None:
+        raise ValueError(
+            f"{call}(default_initializer={default!r}): it is for an embedding "
+            "without tables; give each of the tables its own, or leave out tables."
+        )
+    if not 1 <= len(tables) <= _MOST_TABLES:
+        raise ValueError(
+            f"{call}(tables=...): {len(tables)} tables; pass 1 to {_MOST_TABLES}, or "
+            "None for one table."
+        )
+    found = []
+    for i, table in enumerate(tables):
+        argument = f"{call}(tables[{i}])"
+        options = as_table_options(table, argument)
+        found.append(options.column_initializers(num_columns, argument))
+    return tuple(found)
 
 
 def make_device_mem_store_options(

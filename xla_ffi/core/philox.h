@@ -69,7 +69,9 @@ inline void Philox(const uint32_t counter[4], const uint32_t key[2],
     uint32_t key1 = key[1];
     // Unrolled rounds would make the lanes the inner loop, which GCC then
     // unrolls too instead of vectorizing it: half the speed.
+#if !defined(__CUDACC__)
 #pragma GCC unroll 1
+#endif
     for (int round = 0; round < kRounds; ++round) {
       Round(w0, w1, w2, w3, key0, key1);
       key0 += kWeyl0;
