@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-Row = dict[str, np.ndarray]  # "embedding" and the state, float64
+Row = dict[str, Any]  # "embedding" and the state, float64 arrays or scalars
 
 
 def _sgd(p: Any, row: Row, g: np.ndarray, lr: float, step: int) -> None:
@@ -94,7 +94,7 @@ class ReferenceTable:
     """Rows by id, and how far every number in them has moved."""
 
     def __init__(
-        self, dim: int, optimizer: Any, initial_rows: Callable[[Hashable], Any]
+        self, dim: int, optimizer: Any, initial_rows: Callable[[Any], Any]
     ) -> None:
         """``initial_rows(id)`` gives the embedding of a row never updated."""
         self.dim = dim
@@ -133,8 +133,8 @@ class ReferenceTable:
 
     def learning_rate(self) -> float:
         """The optimizer's own rate for the coming update."""
-        rate = self.optimizer.learning_rate
-        return float(rate(self.step)) if callable(rate) else rate
+        rate: Any = self.optimizer.learning_rate
+        return float(rate(self.step) if callable(rate) else rate)
 
     def update(
         self,

@@ -345,7 +345,7 @@ def test_a_record_cannot_be_changed():
 
 def test_repr_is_the_call():
     for optimizer in [*OPTIMIZERS.values(), oe.adam(beta1=0.0), oe.ftrl(lr_power=0.0)]:
-        assert eval(repr(optimizer), vars(oe)) == optimizer
+        assert eval(repr(optimizer), dict(vars(oe))) == optimizer
     assert repr(oe.sgd(0.1, momentum=0.5)) == "sgd(learning_rate=0.1, momentum=0.5)"
 
 
