@@ -105,7 +105,7 @@ class ReferenceTable:
         self.step = 0
 
     def _initial_row(self, key: Hashable) -> Row:
-        row = {"embedding": np.asarray(self.initial_rows(key), np.float64)}
+        row: Row = {"embedding": np.asarray(self.initial_rows(key), np.float64)}
         first = self.optimizer.initial_accumulator_value
         for name in self.optimizer.state_fields:
             row[name] = np.full(self.dim, first if name == "sum" else 0.0)
@@ -133,8 +133,9 @@ class ReferenceTable:
 
     def learning_rate(self) -> float:
         """The optimizer's own rate for the coming update."""
-        rate: Any = self.optimizer.learning_rate
-        return float(rate(self.step) if callable(rate) else rate)
+        given = self.optimizer.learning_rate
+        rate: Any = given(self.step) if callable(given) else given
+        return float(rate)
 
     def update(
         self,
