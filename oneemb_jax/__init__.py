@@ -42,9 +42,9 @@ from oneemb_jax.options import (
 )
 from oneemb_jax.options import make_table as make_table
 from oneemb_jax.options import make_table_options as make_table_options
+from oneemb_jax.spec import TableSpec as TableSpec
 from oneemb_jax.table import Table as Table
 from oneemb_jax.table import TableError as TableError
-from oneemb_jax.table import TableSpec as TableSpec
 from oneemb_jax.table import check as check
 from oneemb_jax.table import is_table as is_table
 from oneemb_jax.table import num_rows as num_rows

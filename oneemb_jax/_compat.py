@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.extend.core
 import numpy as np
 
 
@@ -28,3 +29,8 @@ def out_like(
         sharding=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()),
         manual_axis_type=jax.sharding.ManualAxisType(varying=varying),
     )
+
+
+def is_jaxpr(x: Any) -> bool:
+    """Whether ``x`` is a program as JAX traces it."""
+    return isinstance(x, jax.extend.core.Jaxpr)

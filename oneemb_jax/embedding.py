@@ -25,7 +25,8 @@ from oneemb_jax.options import (
     check_row_width,
     table_initializers,
 )
-from oneemb_jax.table import Table, TableSpec, check_table, init_table
+from oneemb_jax.spec import TableSpec
+from oneemb_jax.table import Table, check_table, init_table
 
 _OPTIMIZERS = (
     "sgd, adam, adamw, amsgrad, adagrad, rowwise_adagrad, ftrl, smart_decay_adam, lamb"

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
 
+from oneemb_jax._compat import is_jaxpr
 from oneemb_jax.lookup import TAPED_LOOKUP, LookupContext, lookup_with_tap
 from oneemb_jax.table import Table, is_table
 from oneemb_jax.update import SparseGrad
@@ -64,7 +64,7 @@ def _inner_jaxprs(equation: Any) -> Iterator[Any]:
     for value in equation.params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             inner = getattr(item, "jaxpr", item)
-            if isinstance(inner, jax.extend.core.Jaxpr):
+            if is_jaxpr(inner):
                 yield inner
 
 

@@ -23,6 +23,7 @@ from oneemb_jax.table import (
     host_counters,
 )
 
+
 @functools.partial(jax.jit, static_argnums=(0,))
 def _grown_arrays(capacity: int, table: Table) -> list[jax.Array]:
     return _ffi.call(
@@ -71,9 +72,16 @@ def grow(table: Table, capacity: int | None = None) -> Table:
     # Copies of the small leaves: donating one table must not delete the other.
     small = jax.tree.map(
         jnp.copy,
-        {name: getattr(table, name) for name in (
-            "step", "layout_version", "generation", "store_nonce", "learning_rate"
-        )},
+        {
+            name: getattr(table, name)
+            for name in (
+                "step",
+                "layout_version",
+                "generation",
+                "store_nonce",
+                "learning_rate",
+            )
+        },
     )
     return dataclasses.replace(
         table, index=index, rows=rows, clock=clock, counters=counters, **small
@@ -89,6 +97,18 @@ class Rows(NamedTuple):
             float32[n] or uint32[n] for what an optimizer keeps once a row.
         found: bool[n]; False for an id without a row, whose values are those its
             first update would start from.
+
+    Example:
+        >>> import numpy as np
+        >>> import oneemb_jax as oe
+        >>> with oe.MultiTableEmbedding(
+        ...     "rows", 2, "float32", "int64", optimizer=oe.adagrad(0.1),
+        ...     default_initializer=oe.make_constant_initializer(0.5),
+        ...     store_options=oe.make_device_mem_store_options(capacity=8),
+        ... ) as emb:
+        ...     rows = oe.get_rows(emb.init(), np.array([7]))
+        >>> rows.embedding.tolist(), sorted(rows.state), rows.found.tolist()
+        ([[0.5, 0.5]], ['sum'], [False])
     """
 
     embedding: np.ndarray
@@ -195,8 +215,7 @@ def _host_ids(
     bad = tables[(tables < 0) | (tables >= spec.num_tables)]
     if bad.size:
         raise ValueError(
-            f"{call}(table_ids=...): {bad[0]} is no table; there are "
-            f"{spec.num_tables}."
+            f"{call}(table_ids=...): {bad[0]} is no table; there are {spec.num_tables}."
         )
     return words.reshape(count, spec.id_words), tables, shape
 
@@ -294,8 +313,9 @@ def _write_rows(
     return dataclasses.replace(table, **named, generation=generation)
 
 
-def _check_room(table: Table, words: np.ndarray, tables: np.ndarray,
-                found: np.ndarray) -> None:
+def _check_room(
+    table: Table, words: np.ndarray, tables: np.ndarray, found: np.ndarray
+) -> None:
     """ValueError if the ids cannot all be written."""
     spec = table.spec
     ids = unpack_ids(words, np.uint64) if spec.id_words == 2 else words[:, 0]
@@ -364,9 +384,7 @@ def set_rows(
     if not len(words):
         return table
     raw, rows = _read(table, words, tables)
-    raw[:, : table.spec.embedding_dim] = values.reshape(
-        len(words), -1
-    ).view(np.uint32)
+    raw[:, : table.spec.embedding_dim] = values.reshape(len(words), -1).view(np.uint32)
     for name, array in (state or {}).items():
         if name not in rows.state:
             raise ValueError(

@@ -88,7 +88,7 @@ def unpack_ids(packed: Any, key_type: Any = np.int64) -> np.ndarray:
 
 
 def id_words(ids: Any, key_type: str, call: str) -> Any:
-    """ids as uint32[..., words]: one word for 32-bit keys, two for 64-bit.
+    """Ids as uint32[..., words]: one word for 32-bit keys, two for 64-bit.
 
     Args:
         ids: what the user passed.

@@ -16,7 +16,8 @@ import numpy as np
 from oneemb_jax import _ffi
 from oneemb_jax._compat import out_like
 from oneemb_jax.ids import id_words, table_id_period
-from oneemb_jax.table import Table, TableSpec, check_table
+from oneemb_jax.spec import TableSpec
+from oneemb_jax.table import Table, check_table
 
 FLOATS = ("float32", "bfloat16", "float16")
 NUM_COUNTS = 3  # hits, misses, bad table ids (xla_ffi/core/counters.h)
@@ -43,6 +44,17 @@ class LookupContext:
         counts: uint32[3]: hits, misses, bad table ids.
         spec: of the table; static.
         batch_shape: shape of the ids as the user gave them; static.
+
+    Example:
+        >>> import numpy as np
+        >>> import oneemb_jax as oe
+        >>> with oe.MultiTableEmbedding(
+        ...     "context", 4, "float32", "int64", optimizer=oe.sgd(0.1),
+        ...     store_options=oe.make_device_mem_store_options(capacity=8),
+        ... ) as emb:
+        ...     _, ctx = oe.lookup(emb.init(), np.array([7, 8]))
+        >>> ctx.slots.tolist(), ctx.counts.tolist()
+        ([-1, -1], [0, 2, 0])
     """
 
     ids: jax.Array

@@ -1,4 +1,4 @@
-"""The table: a pytree of arrays, and the frozen spec that says how to read it."""
+"""The table: a pytree of arrays, how it begins, and what can be told of it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import math
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
 from oneemb_jax import _ffi
-from oneemb_jax.ids import WORDS
-from oneemb_jax.initializers import Initializer
-from oneemb_jax.optimizers import Optimizer
+from oneemb_jax.spec import TableSpec
 
 #: Entries of a bucket and words of a bucket (xla_ffi/core/bucket.h).
 BUCKET_ENTRIES = 4
@@ -38,88 +37,25 @@ _MOST_ROWS = 2**31 - 1
 
 
 class TableError(RuntimeError):
-    """Something went wrong inside a compiled step; see :func:`oneemb_jax.check`."""
+    """Something went wrong inside a compiled step; see :func:`oneemb_jax.check`.
 
-
-@dataclasses.dataclass(frozen=True)
-class TableSpec:
-    """What is fixed for the life of a table; hashable, static in ``jax.jit``.
-
-    Made by the embedding objects. The capacity here is the one to begin with: a
-    table knows its own (``table.capacity``), which ``grow`` changes.
-
-    Attributes:
-        name: of the embedding.
-        column_dims: width of each column; activations are their concatenation.
-        key_type: "int32", "uint32", "int64" or "uint64".
-        initializers: one a column, for each table.
-        optimizer: the sparse optimizer, its state layout included.
-        capacity: rows to begin with.
-        padding_idx: id that reads zeros and stores no row, or None.
-        seed: of the initial rows.
-        shared_keys: whether the same id in two tables is one row.
-        store: store options, as given.
+    Example:
+        >>> import numpy as np
+        >>> import oneemb_jax as oe
+        >>> with oe.MultiTableEmbedding(
+        ...     "full", 1, "float32", "int64", optimizer=oe.sgd(0.1),
+        ...     store_options=oe.make_device_mem_store_options(capacity=1),
+        ... ) as emb:
+        ...     table = emb.init()
+        ...     acts, ctx = oe.lookup(table, np.array([7, 8]))
+        ...     table = oe.update(table, ctx, np.ones_like(acts))
+        >>> try:
+        ...     oe.check(table)
+        ... except oe.TableError as error:
+        ...     print(error)
+        table 'full': 1 gradients were dropped: the table is full with its 1 rows.
+        Use table = oe.grow(table).
     """
-
-    name: str
-    column_dims: tuple[int, ...]
-    key_type: str
-    initializers: tuple[tuple[Initializer, ...], ...]
-    optimizer: Optimizer
-    capacity: int
-    padding_idx: int | None = None
-    seed: int = 0
-    shared_keys: bool = False
-    store: Any = None
-
-    @property
-    def embedding_dim(self) -> int:
-        """Width of an activation: the sum of the columns."""
-        return sum(self.column_dims)
-
-    @property
-    def num_tables(self) -> int:
-        """How many tables share the object."""
-        return len(self.initializers)
-
-    @property
-    def row_words(self) -> int:
-        """32-bit words of a row, optimizer state included (core/row_layout.h)."""
-        fields = 1 + self.optimizer.num_state_fields
-        words = self.embedding_dim * fields + self.optimizer.num_row_words
-        return -(-words // 4) * 4 if self.embedding_dim % 4 == 0 else words
-
-    @property
-    def id_words(self) -> int:
-        """32-bit words of an id."""
-        return WORDS[self.key_type]
-
-    def attributes(self) -> dict[str, Any]:
-        """The spec as static attributes of a custom call."""
-        return _attributes(self)
-
-
-@functools.lru_cache(maxsize=256)
-def _attributes(spec: TableSpec) -> dict[str, Any]:
-    padding = 0 if spec.padding_idx is None else spec.padding_idx
-    bits = 32 * spec.id_words
-    configs = [c.encode() for columns in spec.initializers for c in columns]
-    return {
-        "num_tables": np.int32(spec.num_tables),
-        "shared_keys": spec.shared_keys,
-        "has_padding": spec.padding_idx is not None,
-        "padding_id": _signed(padding % 2**bits),
-        "seed": _signed(spec.seed % 2**64),
-        "column_ends": np.cumsum(spec.column_dims).astype(np.int32),
-        "initializers": np.asarray(configs, np.float64).reshape(-1),
-        "optimizer_kind": np.int32(spec.optimizer.kind),
-        "optimizer_hyper": np.asarray(spec.optimizer.hyper(), np.float64),
-    }
-
-
-def _signed(value: int) -> np.int64:
-    """The int64 with the bits of a uint64."""
-    return np.uint64(value).view(np.int64)
 
 
 @functools.partial(
@@ -156,6 +92,20 @@ class Table:
         store_nonce: uint32[1, 2], the open Store this table belongs to; 0: none.
         learning_rate: uint32[1], float32 bits of a constant learning rate.
         spec: static.
+
+    Example:
+        >>> import oneemb_jax as oe
+        >>> with oe.MultiTableEmbedding(
+        ...     "card", 16, "float32", "int64", optimizer=oe.adagrad(0.1),
+        ...     store_options=oe.make_device_mem_store_options(capacity=1000),
+        ... ) as emb:
+        ...     emb.init()
+        Table 'card': 1 table(s)
+          dim       16 float32, keys int64
+          optimizer adagrad, 128 B a row
+          rows      0 of 1000 (0.0%), step 0
+          lookups   0 hits, 0 misses
+          memory    148.6 KiB
     """
 
     index: jax.Array
@@ -252,9 +202,7 @@ def array_shapes(spec: TableSpec, capacity: int) -> list[jax.ShapeDtypeStruct]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _empty_arrays(spec: TableSpec, capacity: int) -> list[jax.Array]:
-    return _ffi.call(
-        "oneemb_create", array_shapes(spec, capacity), **spec.attributes()
-    )
+    return _ffi.call("oneemb_create", array_shapes(spec, capacity), **spec.attributes())
 
 
 def init_table(spec: TableSpec, device: Any = None) -> Table:
@@ -293,12 +241,12 @@ def check_table(table: Any, call: str) -> Table:
             "with emb.init()."
         )
     counters = table.counters
-    if isinstance(counters, jax.Array) and not isinstance(counters, jax.core.Tracer):
-        if counters.is_deleted():
-            raise ValueError(
-                f"{call}(table=...): this table was donated to an earlier call; use "
-                "the table that call returned."
-            )
+    is_array = isinstance(counters, jax.Array)
+    if is_array and not isinstance(counters, jax.core.Tracer) and counters.is_deleted():
+        raise ValueError(
+            f"{call}(table=...): this table was donated to an earlier call; use "
+            "the table that call returned."
+        )
     return table
 
 
@@ -415,7 +363,8 @@ def check(table: Table) -> None:
         "stale": "operations met a table that its Store has left behind and changed "
         "nothing; use the newest table, or load_snapshot",
     }
-    found = [f"{counters[key]} {text}" for key, text in problems.items()
-             if counters[key]]
+    found = [
+        f"{counters[key]} {text}" for key, text in problems.items() if counters[key]
+    ]
     if found:
         raise TableError(f"table {spec.name!r}: " + "; ".join(found) + ".")

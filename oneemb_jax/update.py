@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
 from oneemb_jax import _ffi
 from oneemb_jax._compat import out_like
 from oneemb_jax.lookup import FLOATS, NUM_COUNTS, LookupContext
-from oneemb_jax.table import Table, TableSpec, check_table
+from oneemb_jax.spec import TableSpec
+from oneemb_jax.table import Table, check_table
 
 #: The arrays of a table that an update writes, in the order of its handler.
 _WRITTEN = (
@@ -38,6 +40,19 @@ class SparseGrad:
     Attributes:
         contexts: one a lookup.
         grads: one a lookup, of the shape of its activations.
+
+    Example:
+        >>> import numpy as np
+        >>> import oneemb_jax as oe
+        >>> with oe.MultiTableEmbedding(
+        ...     "sparse_grad", 4, "float32", "int64", optimizer=oe.sgd(0.1),
+        ...     store_options=oe.make_device_mem_store_options(capacity=8),
+        ... ) as emb:
+        ...     table = emb.init()
+        ...     loss = lambda table: oe.lookup(table, np.array([7]))[0].sum()
+        ...     _, grad = oe.value_and_grad(loss)(table)
+        >>> type(grad).__name__, grad.grads[0].tolist()
+        ('SparseGrad', [[1.0, 1.0, 1.0, 1.0]])
     """
 
     contexts: tuple[LookupContext, ...]
@@ -127,8 +142,7 @@ def _check_pair(context: Any, grad: Any, spec: TableSpec, call: str) -> jax.Arra
         )
     if array.dtype.name not in FLOATS:
         raise TypeError(
-            f"{call}(grads=...): dtype {array.dtype}; use one of "
-            f"{', '.join(FLOATS)}."
+            f"{call}(grads=...): dtype {array.dtype}; use one of {', '.join(FLOATS)}."
         )
     return array
 
@@ -216,8 +230,12 @@ def update(
     lookups = _flat_operands(_pairs(ctx, grads, "update"), spec, "update")
     scalars = [
         _learning_rate(table, learning_rate),
-        _scalar(1.0 if grad_scale is None else grad_scale, jnp.float32,
-                "grad_scale", "update"),
+        _scalar(
+            1.0 if grad_scale is None else grad_scale,
+            jnp.float32,
+            "grad_scale",
+            "update",
+        ),
         _scalar(True if apply is None else apply, jnp.bool_, "apply", "update"),
     ]
     # The lookups' slots and counts are operands, so XLA orders this write after

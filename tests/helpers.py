@@ -62,8 +62,16 @@ def table_copies(text: str, table: oe.Table) -> list[str]:
     broadcast, a gather, an addition. Custom calls write in place by their
     aliases, and tuples and parameters only name what is there.
     """
-    harmless = ("parameter", "custom-call", "get-tuple-element", "tuple", "bitcast",
-                "while", "conditional", "call")
+    harmless = (
+        "parameter",
+        "custom-call",
+        "get-tuple-element",
+        "tuple",
+        "bitcast",
+        "while",
+        "conditional",
+        "call",
+    )
     shapes = {
         f"u32[{','.join(map(str, leaf.shape))}]"
         for leaf in (table.index, table.rows, table.clock)

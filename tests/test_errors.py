@@ -4,16 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import make_table, train
 
 import oneemb_jax as oe
+from helpers import make_table, train
 from oneemb_jax import _ffi
 
 TABLE_CALLS = [oe.lookup, oe.stage, oe.prefetch, oe.get_rows]
 
 
 @pytest.mark.parametrize("call", TABLE_CALLS)
-@pytest.mark.parametrize("ids", [[1.0], np.ones(3), ["a"], [True], np.zeros(2, "M8[s]")])
+@pytest.mark.parametrize(
+    "ids", [[1.0], np.ones(3), ["a"], [True], np.zeros(2, "M8[s]")]
+)
 def test_ids_that_are_no_integers(call, ids):
     with pytest.raises(TypeError, match=f"{call.__name__}.ids=.*pass integers"):
         call(make_table(2), ids)
@@ -43,7 +45,7 @@ def test_ids_of_another_32_bit_type():
     [("int32", [2**31]), ("uint32", [-1]), ("uint32", [2**32])],
 )
 def test_numpy_ids_that_do_not_fit(key_type, ids):
-    with pytest.raises(ValueError, match="do not fit.*key_type=np.int64"):
+    with pytest.raises(ValueError, match=r"do not fit.*key_type=np\.int64"):
         oe.lookup(make_table(2, key_type=key_type), np.array(ids))
 
 
@@ -61,7 +63,7 @@ def test_table_ids_of_a_wrong_shape(shape):
 
 
 def test_table_ids_that_are_no_integers():
-    with pytest.raises(TypeError, match="table_ids=.*integers from 0 to 1"):
+    with pytest.raises(TypeError, match=r"table_ids=.*integers from 0 to 1"):
         oe.lookup(make_table(2, num_tables=2), [1], [0.5])
 
 
@@ -126,8 +128,13 @@ def test_things_that_are_no_context():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("learning_rate", np.ones(2)), ("grad_scale", np.ones(2)), ("apply", 1.0),
-     ("apply", np.ones(2, bool)), ("grad_scale", True)],
+    [
+        ("learning_rate", np.ones(2)),
+        ("grad_scale", np.ones(2)),
+        ("apply", 1.0),
+        ("apply", np.ones(2, bool)),
+        ("grad_scale", True),
+    ],
 )
 def test_scalars_that_are_none(name, value):
     table = make_table(3)
@@ -142,7 +149,7 @@ def test_a_donated_table():
     for call in (oe.size, oe.stats, oe.check, oe.grow, oe.items):
         with pytest.raises(ValueError, match="was donated to an earlier call"):
             call(table)
-    with pytest.raises(ValueError, match="lookup.*was donated"):
+    with pytest.raises(ValueError, match=r"lookup.*was donated"):
         oe.lookup(table, [1])
 
 
@@ -173,7 +180,9 @@ def test_packing():
         oe.unpack_ids(np.zeros(3, np.uint32))
     ids = np.array([[-(2**63), -1], [0, 2**63 - 1]])
     np.testing.assert_array_equal(oe.unpack_ids(oe.pack_ids(ids)), ids)
-    np.testing.assert_array_equal(oe.unpack_ids(oe.pack_ids(ids[:, ::-1])), ids[:, ::-1])
+    np.testing.assert_array_equal(
+        oe.unpack_ids(oe.pack_ids(ids[:, ::-1])), ids[:, ::-1]
+    )
     assert oe.pack_ids([]).shape == (0, 2)
 
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_no_table_copy, make_table
 
 import oneemb_jax as oe
+from helpers import assert_no_table_copy, make_table
 
 IDS = oe.pack_ids(np.array([[1, 2, 2], [3, 1, 5]], np.int64))
 OPTIMIZERS = [oe.sgd(0.1), oe.adagrad(0.1), oe.adam(0.1)]

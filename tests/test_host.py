@@ -3,12 +3,12 @@
 import jax
 import numpy as np
 import pytest
-from helpers import make_table, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 import oneemb_jax as oe
+from helpers import make_table, train
 from oneemb_jax.table import num_buckets
 
 IDS = st.lists(st.integers(-3, 40), min_size=1, max_size=12)
@@ -54,7 +54,7 @@ class TableMachine(RuleBasedStateMachine):
         values = np.broadcast_to(values, (len(ids), self.dim))
         new = {(0, key) for key in ids.tolist()} - set(self.model)
         if len(self.model) + len(new) > self.table.capacity:
-            with pytest.raises(ValueError, match="oe.grow"):
+            with pytest.raises(ValueError, match=r"oe\.grow"):
                 oe.set_rows(self.table, ids, values, table_ids=tables)
             return
         self.table = oe.set_rows(self.table, ids, values, table_ids=tables)
@@ -102,8 +102,9 @@ def test_growing_keeps_every_bit_of_every_row(rows, more):
     larger = oe.grow(table, rows + more)
     assert larger.capacity == rows + more
     assert larger.index.shape == (num_buckets(rows + more), 16)
-    for one, other in zip(oe.get_rows(table, ids)[:1], oe.get_rows(larger, ids)[:1],
-                          strict=True):
+    for one, other in zip(
+        oe.get_rows(table, ids)[:1], oe.get_rows(larger, ids)[:1], strict=True
+    ):
         np.testing.assert_array_equal(one, other)
     np.testing.assert_array_equal(
         oe.get_rows(table, ids).state["sum"], oe.get_rows(larger, ids).state["sum"]
@@ -175,10 +176,14 @@ def test_nothing_read_or_written():
 
 
 def test_items_of_every_key_type():
-    for key_type, ids in (("int32", [-1, 5]), ("uint32", [2**32 - 1]),
-                          ("int64", [-(2**63), 5]), ("uint64", [2**64 - 1])):
+    for key_type, values in (
+        ("int32", [-1, 5]),
+        ("uint32", [2**32 - 1]),
+        ("int64", [-(2**63), 5]),
+        ("uint64", [2**64 - 1]),
+    ):
         table = make_table(1, key_type=key_type)
-        ids = np.array(ids, key_type)
+        ids = np.array(values, key_type)
         table = train(table, ids, np.ones((len(ids), 1), np.float32))
         found = np.concatenate([part for part, _, _ in oe.items(table)])
         assert found.dtype == np.dtype(key_type)

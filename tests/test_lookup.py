@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import bits, make_spec, make_table, train
 from hypothesis import given
 from hypothesis import strategies as st
-from initial_rows import initial_rows
 
 import oneemb_jax as oe
+from helpers import bits, make_spec, make_table, train
+from initial_rows import initial_rows
 
 U64 = st.integers(0, 2**64 - 1)
 

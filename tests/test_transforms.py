@@ -7,9 +7,9 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from helpers import make_table, table_bits, train
 
 import oneemb_jax as oe
+from helpers import make_table, table_bits, train
 
 IDS = np.array([[1, 2, 2], [3, 1, 5]])
 WEIGHT = np.linspace(-1.0, 1.0, 8, dtype=np.float32).reshape(4, 2)

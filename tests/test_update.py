@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import bits, make_table, table_bits, train
 from hypothesis import given
 from hypothesis import strategies as st
 
 import oneemb_jax as oe
+from helpers import bits, make_table, table_bits, train
 
 
 def tree_sum(terms):
@@ -71,6 +71,20 @@ def test_float16_extremes():
     np.testing.assert_array_equal(oe.get_rows(table, [1]).embedding[0], wanted)
 
 
+def test_subnormal_numbers_are_kept():
+    """XLA's own threads flush them to zero; a GPU does not."""
+    tiny = np.float32(1e-40)
+    table = make_table(3, initializer=oe.make_constant_initializer(3e-40))
+    table = train(
+        table, np.zeros(5000, int), np.full((5000, 3), np.float32(tiny / 1000))
+    )
+    row = oe.get_rows(table, [0]).embedding[0]
+    grads = np.full((5000, 1), np.float32(tiny / 1000))
+    wanted = np.float32(3e-40) - np.float32(0.5) * tree_sum(grads)
+    assert wanted != 0.0
+    np.testing.assert_array_equal(row, np.repeat(wanted, 3))
+
+
 def test_rows_that_are_not_looked_up_do_not_move():
     table = make_table(4, optimizer=oe.adam(0.1), capacity=100)
     grads = np.ones((10, 4), np.float32)
@@ -119,7 +133,9 @@ class TestMicrobatches:
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *contexts)
         one = oe.update(table, stacked, grads)
         whole = train(
-            table, ids.reshape(24, 3), grads.reshape(24, 3, 5),
+            table,
+            ids.reshape(24, 3),
+            grads.reshape(24, 3, 5),
             table_ids=tables.reshape(24, 3),
         )
         assert table_bits(one) == table_bits(whole)
@@ -177,7 +193,8 @@ class TestCapacity:
         rows = oe.get_rows(table, ids)
         np.testing.assert_array_equal(rows.found, [True, True, True, False, False])
         np.testing.assert_array_equal(
-            rows.embedding[:, 0], initial - np.float32([1.0, 1.0, 0.5, 0.0, 0.0])
+            rows.embedding[:, 0],
+            initial - np.array([1.0, 1.0, 0.5, 0.0, 0.0], np.float32),
         )
 
     def test_overflow_is_counted_and_raised_by_check(self):
@@ -270,7 +287,7 @@ class TestScalars:
         for _ in range(5):
             table = step(table, oe.pack_ids([1]))
             seen.append(float(oe.get_rows(table, [1]).embedding[0, 0]))
-        rates = [float(schedule(t)) for t in range(5)]
+        rates = np.array([schedule(t) for t in range(5)])
         np.testing.assert_allclose(-np.diff(seen), rates)
         assert len(traces) == 1
 
@@ -297,7 +314,11 @@ class TestScalars:
         assert table_bits(scaled) == table_bits(plain)
 
     def test_apply_false_changes_nothing(self):
-        table = train(make_table(2, optimizer=oe.adam(0.1)), [1], np.ones((1, 2)),)
+        table = train(
+            make_table(2, optimizer=oe.adam(0.1)),
+            [1],
+            np.ones((1, 2)),
+        )
         acts, ctx = oe.lookup(table, np.array([1, 2]))
         same = jax.jit(oe.update)(table, ctx, jnp.ones_like(acts), apply=np.False_)
         assert table_bits(same) == table_bits(table)
@@ -376,8 +397,9 @@ class TestGlobalNorm:
         table = make_table(2)
         _, ctx = oe.lookup(table, np.array([1, 1]))
         grads = np.array([[3, 0], [0, 4]], np.float32)
-        norm = jnp.hypot(optax.tree.norm({"w": jnp.array([12.0])}),
-                         oe.global_norm(ctx, grads))
+        norm = jnp.hypot(
+            optax.tree.norm({"w": jnp.array([12.0])}), oe.global_norm(ctx, grads)
+        )
         np.testing.assert_allclose(norm, 13.0, rtol=1e-6)
 
     def test_nothing_looked_up(self):

@@ -26,7 +26,7 @@ LAYERS = (
     ("ids", "initializers", "optimizer"),
     ("optimizers",),
     ("options",),
-    ("_ffi",),
+    ("_ffi", "spec"),
     ("table",),
     ("lookup",),
     ("update",),

@@ -53,9 +53,9 @@ TEST(FillsToTheLastRowAndFindsEverything) {
       CHECK_EQ(slot, it->second);
     }
     for (const auto& [key, slot] : model) {
-      CHECK_EQ(Find(index.View(),
-                    {key.first, static_cast<uint16_t>(key.second)}),
-               slot);
+      CHECK_EQ(
+          Find(index.View(), {key.first, static_cast<uint16_t>(key.second)}),
+          slot);
     }
     const Key one_more{0xDEADBEEF, 9};
     CHECK_EQ(FindOrInsert(&cursor, one_more, HashKey(one_more)), kSlotMissing);

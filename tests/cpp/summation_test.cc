@@ -65,8 +65,7 @@ TEST(GradientSumFollowsTheDefinition) {
     for (size_t i = 0; i < n; ++i) entries[i] = i;
     std::vector<float> space(static_cast<size_t>(GradientSumSpace(kDim)));
     GradientSum<Float32Access> sum(gradients, space.data());
-    const float* const total =
-        sum.Sum(entries.data(), static_cast<int64_t>(n));
+    const float* const total = sum.Sum(entries.data(), static_cast<int64_t>(n));
     for (size_t c = 0; c < kDim; ++c) {
       std::vector<float> terms;
       for (size_t i = 0; i < n; ++i) terms.push_back(values[i * kDim + c]);

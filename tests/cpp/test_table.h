@@ -50,8 +50,9 @@ class TestTable {
             int32_t num_tables = 1)
       : dim_(static_cast<int32_t>(dim)),
         capacity_(capacity),
-        configs_(static_cast<size_t>(num_tables),
-                 {InitializerKind::kUniform, -1.0F, 2.0F, -1.0F, 0.999F, 0, 0}) {
+        configs_(
+            static_cast<size_t>(num_tables),
+            {InitializerKind::kUniform, -1.0F, 2.0F, -1.0F, 0.999F, 0, 0}) {
     rules_.keys = {num_tables, false, false, 0};
     rules_.embedding_dim = dim;
     rules_.optimizer.kind = kind;
@@ -59,8 +60,7 @@ class TestTable {
     rules_.initializers = {7, 1, &dim_, configs_.data(), false};
     DispatchOptimizer(kind, [&](auto optimizer) {
       using Optimizer = decltype(optimizer);
-      row_words_ =
-          RowWords(dim, Optimizer::kStateFields, Optimizer::kRowWords);
+      row_words_ = RowWords(dim, Optimizer::kStateFields, Optimizer::kRowWords);
     });
     index_.resize(static_cast<size_t>(NumBuckets(capacity)));
     rows_.resize(static_cast<size_t>(capacity * row_words_));

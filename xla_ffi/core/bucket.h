@@ -13,6 +13,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "core/hash.h"
 #include "core/macros.h"
@@ -67,21 +68,38 @@ ONEEMB_HD uint8_t HashTag(uint64_t hash) {
   return tag == 0 ? 1 : tag;
 }
 
-// The entry of `bucket` that holds `key`, or -1.
+// The lowest set bit of x, which is not 0.
+ONEEMB_HD int LowestBit(uint32_t x) {
+#if defined(__CUDA_ARCH__)
+  return __ffs(static_cast<int>(x)) - 1;
+#else
+  return __builtin_ctz(x);
+#endif
+}
+
+// The entry of `bucket` that holds `key`, or -1. All tags are compared at once:
+// which entry matches is as good as random, and so would be a branch on it.
 ONEEMB_HD int FindEntry(const Bucket& bucket, Key key, uint8_t tag) {
-  for (int e = 0; e < kBucketEntries; ++e) {
-    if (bucket.tags[e] == tag && bucket.ids[e] == key.id &&
-        bucket.tables[e] == key.table) {
-      return e;
+  constexpr uint32_t kEachByte = 0x01010101;
+  constexpr uint32_t kLowBits = 0x7f7f7f7f;
+  uint32_t tags = 0;
+  memcpy(&tags, bucket.tags, sizeof(tags));
+  const uint32_t differing = tags ^ (kEachByte * tag);
+  // The high bit of each byte that is 0.
+  uint32_t matches =
+      ~(((differing & kLowBits) + kLowBits) | differing | kLowBits);
+  for (; matches != 0; matches &= matches - 1) {
+    const int entry = LowestBit(matches) / 8;
+    if (bucket.ids[entry] == key.id && bucket.tables[entry] == key.table) {
+      return entry;
     }
   }
   return -1;
 }
 
-// The slot of `key`, or kSlotMissing.
-ONEEMB_HD int32_t FindSlot(const IndexView& index, Key key, uint64_t hash) {
-  const uint8_t tag = HashTag(hash);
-  int64_t b = HomeBucket(hash, index.num_buckets);
+// The slot of `key`, searched from `bucket` on, or kSlotMissing.
+ONEEMB_HD int32_t FindSlotFrom(const IndexView& index, Key key, uint8_t tag,
+                               int64_t b) {
   for (int64_t probe = 0; probe < index.num_buckets; ++probe) {
     const Bucket& bucket = index.buckets[b];
     const int entry = FindEntry(bucket, key, tag);
@@ -90,6 +108,12 @@ ONEEMB_HD int32_t FindSlot(const IndexView& index, Key key, uint64_t hash) {
     if (++b == index.num_buckets) b = 0;
   }
   return kSlotMissing;
+}
+
+// The slot of `key`, or kSlotMissing.
+ONEEMB_HD int32_t FindSlot(const IndexView& index, Key key, uint64_t hash) {
+  return FindSlotFrom(index, key, HashTag(hash),
+                      HomeBucket(hash, index.num_buckets));
 }
 
 // Adds a key that is not there. False when every bucket is full.

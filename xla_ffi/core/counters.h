@@ -5,21 +5,25 @@
 namespace oneemb {
 
 enum Counter : int {
-  kRows = 0,         // rows present; also the next free slot
-  kHits,             // looked-up ids with a row, added by update
-  kMisses,           // looked-up ids without one, added by update
-  kInserts,          // rows inserted
-  kOverflows,        // gradients dropped because the table was full
-  kBadTables,        // ids with a table id out of range
-  kNonFinite,        // gradients with a NaN or an infinity, applied
-  kBadLearningRates, // updates refused for a negative or non-finite rate
-  kUnstaged,         // ids of a cached table that were not staged
-  kStale,            // operations refused on a superseded table
+  kRows = 0,          // rows present; also the next free slot
+  kHits,              // looked-up ids with a row, added by update
+  kMisses,            // looked-up ids without one, added by update
+  kInserts,           // rows inserted
+  kOverflows,         // gradients dropped because the table was full
+  kBadTables,         // ids with a table id out of range
+  kNonFinite,         // gradients with a NaN or an infinity, applied
+  kBadLearningRates,  // updates refused for a negative or non-finite rate
+  kUnstaged,          // ids of a cached table that were not staged
+  kStale,             // operations refused on a superseded table
   kNumCounters
 };
 
 // What a lookup counts, in the order of LookupContext.counts.
-enum LookupCount : int { kLookupHits = 0, kLookupMisses, kLookupBadTables,
-                         kNumLookupCounts };
+enum LookupCount : int {
+  kLookupHits = 0,
+  kLookupMisses,
+  kLookupBadTables,
+  kNumLookupCounts
+};
 
 }  // namespace oneemb

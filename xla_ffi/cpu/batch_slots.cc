@@ -1,5 +1,6 @@
 #include "cpu/batch_slots.h"
 
+#include <array>
 #include <cstring>
 
 #include "cpu/probe.h"
@@ -12,28 +13,29 @@ constexpr int64_t kGrain = 4096;
 // Adds the missing keys of up to kSize positions while their buckets are warm.
 class InsertGroup {
  public:
-  static constexpr int kSize = 16;
+  static constexpr size_t kSize = 16;
 
   InsertGroup(const FlatBatch& batch, const KeyRules& rules,
               InsertCursor* cursor, int32_t* slots)
       : batch_(batch), rules_(rules), cursor_(cursor), slots_(slots) {}
+  ~InsertGroup() = default;
+  InsertGroup(const InsertGroup&) = delete;
+  InsertGroup& operator=(const InsertGroup&) = delete;
 
   void Add(int64_t position) {
-    const Key key =
-        rules_.MakeKey(batch_.Id(position), batch_.Table(position));
+    const Key key = rules_.MakeKey(batch_.Id(position), batch_.Table(position));
     const uint64_t hash = HashKey(key);
-    positions_[size_] = position;
-    keys_[size_] = key;
-    hashes_[size_] = hash;
+    pending_[size_] = {position, key, hash};
     const IndexView& index = cursor_->index;
     PrefetchRead(index.buckets + HomeBucket(hash, index.num_buckets));
     if (++size_ == kSize) Flush();
   }
 
   void Flush() {
-    for (int i = 0; i < size_; ++i) {
-      const int32_t slot = FindOrInsert(cursor_, keys_[i], hashes_[i]);
-      slots_[positions_[i]] = slot;
+    for (size_t i = 0; i < size_; ++i) {
+      const Pending& next = pending_[i];
+      const int32_t slot = FindOrInsert(cursor_, next.key, next.hash);
+      slots_[next.position] = slot;
       refused_ += slot < 0 ? 1 : 0;
     }
     size_ = 0;
@@ -42,14 +44,18 @@ class InsertGroup {
   int64_t refused() const { return refused_; }
 
  private:
+  struct Pending {
+    int64_t position;
+    Key key;
+    uint64_t hash;
+  };
+
   const FlatBatch& batch_;
   const KeyRules& rules_;
   InsertCursor* cursor_;
   int32_t* slots_;
-  int64_t positions_[kSize] = {};
-  Key keys_[kSize] = {};
-  uint64_t hashes_[kSize] = {};
-  int size_ = 0;
+  std::array<Pending, kSize> pending_{};
+  size_t size_ = 0;
   int64_t refused_ = 0;
 };
 
@@ -114,13 +120,12 @@ void FlatBatch::CopySlots(Parallel* parallel, int32_t* slots) const {
 
 void FlatBatch::ProbeSlots(Parallel* parallel, const IndexView& index,
                            const KeyRules& rules, int32_t* slots) const {
-  const auto nothing = [](const ProbeGroup&) {};
+  const auto nothing = [](const ProbeItem&) {};
   for (size_t b = 0; b < batches_.size(); ++b) {
     const IdsView& ids = batches_[b].ids;
     int32_t* const out = slots + gradients_[b].begin;
-    const auto emit = [out](const ProbeGroup& group) {
-      std::memcpy(out + group.begin, group.slots,
-                  static_cast<size_t>(group.size) * sizeof(int32_t));
+    const auto emit = [out](const ProbeItem& item) {
+      out[item.position] = item.slot;
     };
     const int64_t tasks = NumTasks(*parallel, ids.size, kGrain);
     parallel->Run(tasks, [&](int64_t task) {

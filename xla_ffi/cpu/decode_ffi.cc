@@ -51,8 +51,7 @@ ffi::Error DecodeInitializers(const ffi::Dictionary& attributes,
   ONEEMB_RETURN_IF_ERROR(Get(attributes, "initializers", &encoded));
   TableRules& rules = holder->rules;
   const size_t columns = column_ends.size();
-  const size_t configs =
-      columns * static_cast<size_t>(rules.keys.num_tables);
+  const size_t configs = columns * static_cast<size_t>(rules.keys.num_tables);
   if (columns == 0 || encoded.size() != configs * kInitializerDoubles) {
     return ffi::Error::InvalidArgument(
         "attribute initializers: one of each column of each table is needed");
@@ -77,9 +76,9 @@ ffi::Error CheckRowWords(const TableRules& rules, int64_t row_words) {
                       Optimizer::kRowWords);
   });
   if (row_words == wanted) return ffi::Error::Success();
-  return ffi::Error::InvalidArgument(
-      "rows: " + std::to_string(row_words) + " words a row, the optimizer needs " +
-      std::to_string(wanted));
+  return ffi::Error::InvalidArgument("rows: " + std::to_string(row_words) +
+                                     " words a row, the optimizer needs " +
+                                     std::to_string(wanted));
 }
 
 }  // namespace
@@ -129,11 +128,11 @@ ffi::Error DecodeRules(const ffi::Dictionary& attributes, RulesHolder* holder) {
   ffi::Span<const double> hyper;
   ONEEMB_RETURN_IF_ERROR(Get(attributes, "optimizer_kind", &kind));
   ONEEMB_RETURN_IF_ERROR(Get(attributes, "optimizer_hyper", &hyper));
-  rules.optimizer = DecodeOptimizer(kind, hyper.begin(),
-                                    static_cast<int64_t>(hyper.size()));
+  rules.optimizer =
+      DecodeOptimizer(kind, hyper.begin(), static_cast<int64_t>(hyper.size()));
   if (rules.optimizer.kind == OptimizerKind::kUnknown) {
-    return ffi::Error::InvalidArgument("attribute optimizer_kind: " +
-                                       std::to_string(kind) + " is unknown");
+    return ffi::Error::InvalidArgument(
+        "attribute optimizer_kind: " + std::to_string(kind) + " is unknown");
   }
   return ffi::Error::Success();
 }
@@ -182,9 +181,9 @@ ffi::Error DecodeIds(const ffi::AnyBuffer& ids, const ffi::AnyBuffer& table_ids,
                                        std::to_string(words));
   }
   if (period < 1 || batch_size % period != 0) {
-    return ffi::Error::InvalidArgument(
-        "table_ids: " + std::to_string(period) + " do not divide " +
-        std::to_string(batch_size) + " ids");
+    return ffi::Error::InvalidArgument("table_ids: " + std::to_string(period) +
+                                       " do not divide " +
+                                       std::to_string(batch_size) + " ids");
   }
   *view = {static_cast<const uint32_t*>(ids.untyped_data()),
            static_cast<int>(words),
@@ -237,7 +236,7 @@ ffi::Error DecodeBatch(const ffi::RemainingArgs& args, size_t first,
 ffi::Error DecodeBatches(const ffi::RemainingArgs& args, int64_t embedding_dim,
                          std::vector<UpdateBatch>* batches,
                          FloatType* gradient_type) {
-  if (args.size() == 0 || args.size() % kBuffersPerBatch != 0) {
+  if (args.empty() || args.size() % kBuffersPerBatch != 0) {
     return ffi::Error::InvalidArgument("six buffers a lookup are needed");
   }
   batches->resize(args.size() / kBuffersPerBatch);

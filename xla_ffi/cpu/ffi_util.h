@@ -4,6 +4,7 @@
 // Only *_ffi.cc files include this: kernels do not know XLA.
 #pragma once
 
+#include <cfenv>
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
@@ -15,10 +16,10 @@
 #include "cpu/update.h"
 #include "xla/ffi/api/ffi.h"
 
-#define ONEEMB_RETURN_IF_ERROR(expression)                      \
-  do {                                                          \
-    ::xla::ffi::Error oneemb_error = (expression);              \
-    if (oneemb_error.failure()) return oneemb_error;            \
+#define ONEEMB_RETURN_IF_ERROR(expression)           \
+  do {                                               \
+    ::xla::ffi::Error oneemb_error = (expression);   \
+    if (oneemb_error.failure()) return oneemb_error; \
   } while (false)
 
 namespace oneemb {
@@ -27,6 +28,20 @@ namespace oneemb {
 // Results do not depend on it.
 void SetNumThreads(int64_t num_threads);
 
+// The floating-point environment that C++ starts with, while it lives. XLA's
+// threads flush subnormal numbers to zero; GPUs and our tests do not.
+class DefaultFloats {
+ public:
+  DefaultFloats();
+  ~DefaultFloats();
+  DefaultFloats(const DefaultFloats&) = delete;
+  DefaultFloats& operator=(const DefaultFloats&) = delete;
+
+ private:
+  std::fenv_t saved_;
+};
+
+// XLA's thread pool, for one call of a handler.
 class FfiParallel final : public Parallel {
  public:
   explicit FfiParallel(xla::ffi::ThreadPool pool);
@@ -48,8 +63,11 @@ xla::ffi::Error DecodeFloatType(const char* name,
                                 const xla::ffi::AnyBuffer& buffer,
                                 FloatType* type);
 
-// The rules of a table; owns what TableRules points to.
+// The rules of a table; owns what TableRules points to. A handler makes it
+// first and keeps it to the end, so that all its numbers are read and used
+// alike.
 struct RulesHolder {
+  DefaultFloats floats;
   TableRules rules;
   std::vector<InitializerConfig> initializers;
 };

@@ -47,7 +47,7 @@ class GradientSum {
   GradientSum(const GradientsView& gradients, float* space)
       : gradients_(gradients), dim_(gradients.dim), space_(space) {}
 
-  void Prefetch(SlotPosition entry) const {
+  [[gnu::always_inline]] void Prefetch(SlotPosition entry) const {
     PrefetchLines(gradients_.At(PositionOf(entry)),
                   dim_ * int64_t{sizeof(Storage)});
   }

@@ -35,9 +35,8 @@ class DigitPass {
     const int64_t total = CountsToOffsets();
     parallel_->Run(tasks_, [&](int64_t task) {
       int64_t* const offsets = OffsetsOf(task);
-      source(TaskRange(n_, task, tasks_), [&](SlotPosition entry) {
-        out[offsets[Digit(entry)]++] = entry;
-      });
+      source(TaskRange(n_, task, tasks_),
+             [&](SlotPosition entry) { out[offsets[Digit(entry)]++] = entry; });
     });
     return total;
   }
@@ -84,8 +83,7 @@ SlotPosition* SortBySlot(Parallel* parallel, const int32_t* slots, int64_t n,
   const auto from_slots = [slots](Range range, const auto& visit) {
     for (int64_t i = range.begin; i < range.end; ++i) {
       if (slots[i] < 0) continue;
-      visit((static_cast<uint64_t>(slots[i]) << 32) |
-            static_cast<uint64_t>(i));
+      visit((static_cast<uint64_t>(slots[i]) << 32) | static_cast<uint64_t>(i));
     }
   };
   *count = DigitPass(parallel, n, 0, digit_bits).Run(from_slots, a);

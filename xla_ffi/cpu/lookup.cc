@@ -25,10 +25,9 @@ class RowWriter {
             float* row)
       : table_(table), rules_(rules), out_(out), row_(row) {}
 
-  void Write(const ProbeGroup& group, int i) const {
-    const int64_t dim = rules_.embedding_dim;
-    Storage* const out = out_ + (group.begin + i) * dim;
-    const int32_t slot = group.slots[i];
+  void Write(const ProbeItem& item) const {
+    Storage* const out = out_ + item.position * rules_.embedding_dim;
+    const int32_t slot = item.slot;
     if (slot >= 0) {
       return Convert(reinterpret_cast<const float*>(table_.Row(slot)), out);
     }
@@ -36,8 +35,8 @@ class RowWriter {
     if (slot == kSlotBadTable) {
       return Fill(std::numeric_limits<float>::quiet_NaN(), out);
     }
-    FillInitialRow(rules_.initializers, static_cast<uint16_t>(group.tables[i]),
-                   group.ids[i], row_);
+    FillInitialRow(rules_.initializers, static_cast<uint16_t>(item.table),
+                   item.id, row_);
     Convert(row_, out);
   }
 
@@ -64,13 +63,10 @@ class RowWriter {
 struct Counts {
   uint32_t values[kNumLookupCounts] = {};
 
-  void Add(const ProbeGroup& group) {
-    for (int i = 0; i < group.size; ++i) {
-      const int32_t slot = group.slots[i];
-      values[kLookupHits] += slot >= 0 ? 1 : 0;
-      values[kLookupMisses] += slot == kSlotMissing ? 1 : 0;
-      values[kLookupBadTables] += slot == kSlotBadTable ? 1 : 0;
-    }
+  void Add(int32_t slot) {
+    values[kLookupHits] += slot >= 0 ? 1 : 0;
+    values[kLookupMisses] += slot == kSlotMissing ? 1 : 0;
+    values[kLookupBadTables] += slot == kSlotBadTable ? 1 : 0;
   }
 };
 
@@ -83,17 +79,13 @@ Counts LookupRange(const TableView& table, const TableRules& rules,
   const RowWriter<Access> writer(
       table, rules, static_cast<typename Access::Storage*>(out.activations),
       row);
-  const auto ahead = [&](const ProbeGroup& group) {
-    for (int i = 0; i < group.size; ++i) {
-      if (group.slots[i] < 0) continue;
-      PrefetchLines(table.Row(group.slots[i]), row_bytes);
-    }
+  const auto ahead = [&](const ProbeItem& item) __attribute__((always_inline)) {
+    if (item.slot >= 0) PrefetchLines(table.Row(item.slot), row_bytes);
   };
-  const auto emit = [&](const ProbeGroup& group) {
-    for (int i = 0; i < group.size; ++i) writer.Write(group, i);
-    std::memcpy(out.slots + group.begin, group.slots,
-                static_cast<size_t>(group.size) * sizeof(int32_t));
-    counts.Add(group);
+  const auto emit = [&](const ProbeItem& item) {
+    writer.Write(item);
+    out.slots[item.position] = item.slot;
+    counts.Add(item.slot);
   };
   Probe(table.index, rules.keys, ids, range, ahead, emit);
   return counts;

@@ -11,8 +11,8 @@ namespace oneemb {
 struct LookupOutput {
   void* activations;  // [ids.size, embedding_dim] of `type`
   FloatType type;
-  int32_t* slots;      // [ids.size], a slot or one of kSlot{Missing,...}
-  uint32_t* counts;    // [kNumLookupCounts]
+  int32_t* slots;    // [ids.size], a slot or one of kSlot{Missing,...}
+  uint32_t* counts;  // [kNumLookupCounts]
 };
 
 // An id with a row reads it; an unseen id reads its initial row; padding reads

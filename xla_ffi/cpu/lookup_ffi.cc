@@ -1,10 +1,9 @@
-#include "cpu/lookup.h"
-
 #include <cstring>
 
 #include "core/counters.h"
 #include "cpu/ffi_util.h"
 #include "cpu/handlers.h"
+#include "cpu/lookup.h"
 
 namespace oneemb {
 

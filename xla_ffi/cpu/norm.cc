@@ -21,16 +21,15 @@ constexpr float kNotFirst = -1.0F;
 // an index that lives for this call. Returns the number of slots, or -1.
 int64_t NumberMissing(const FlatBatch& batch, const KeyRules& rules,
                       int64_t first_slot, int32_t* slots) {
-  const int64_t missing =
-      std::count(slots, slots + batch.size(), kSlotMissing);
+  const int64_t missing = std::count(slots, slots + batch.size(), kSlotMissing);
   if (missing == 0) return first_slot;
   const int64_t num_buckets = NumBuckets(missing);
   const int64_t bytes = num_buckets * int64_t{sizeof(Bucket)};
   const Scratch buckets(bytes);
   if (!buckets.ok()) return -1;
   std::memset(buckets.As<void>(), 0, static_cast<size_t>(bytes));
-  InsertCursor cursor{{buckets.As<Bucket>(), num_buckets},
-                      first_slot + missing, first_slot, 0};
+  InsertCursor cursor{
+      {buckets.As<Bucket>(), num_buckets}, first_slot + missing, first_slot, 0};
   InsertMissing(batch, rules, &cursor, slots);
   return cursor.num_rows;
 }
@@ -88,16 +87,14 @@ float GlobalNorm(Parallel* parallel, const KeyRules& rules,
       NumberRows(parallel, batch, rules, slots.As<int32_t>());
   if (num_slots < 0) return nan;
   int64_t count = 0;
-  const SlotPosition* const entries =
-      SortBySlot(parallel, slots.As<int32_t>(), n, num_slots,
-                 space.As<SlotPosition>(), space.As<SlotPosition>() + n,
-                 &count);
+  const SlotPosition* const entries = SortBySlot(
+      parallel, slots.As<int32_t>(), n, num_slots, space.As<SlotPosition>(),
+      space.As<SlotPosition>() + n, &count);
   float* const square = squares.As<float>();
   std::fill(square, square + n, kNotFirst);
   const std::vector<GradientBatch>& sources = batch.gradients();
-  const GradientsView gradients{sources.data(),
-                                static_cast<int64_t>(sources.size()), dim,
-                                type};
+  const GradientsView gradients{
+      sources.data(), static_cast<int64_t>(sources.size()), dim, type};
   DispatchFloat(type, [&](auto access) {
     SquareRows<decltype(access)>(parallel, gradients, entries, count, tasks,
                                  sums.As<float>(), square);

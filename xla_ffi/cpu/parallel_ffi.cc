@@ -24,6 +24,7 @@ struct SharedRun {
 
 // Takes tasks until none are left.
 void Work(SharedRun* run) {
+  const DefaultFloats floats;
   int64_t finished = 0;
   for (;;) {
     const int64_t i = run->next.fetch_add(1);
@@ -38,6 +39,13 @@ void Work(SharedRun* run) {
 }
 
 }  // namespace
+
+DefaultFloats::DefaultFloats() : saved_() {
+  std::fegetenv(&saved_);
+  std::fesetenv(FE_DFL_ENV);
+}
+
+DefaultFloats::~DefaultFloats() { std::fesetenv(&saved_); }
 
 void SetNumThreads(int64_t num_threads) { wanted_threads = num_threads; }
 

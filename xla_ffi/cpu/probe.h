@@ -12,80 +12,106 @@ namespace oneemb {
 
 constexpr int kCacheLine = 64;
 
-inline void PrefetchRead(const void* address) {
+// Inlined by force: g++ takes a function that only prefetches for one without
+// effect, and drops calls of it.
+[[gnu::always_inline]] inline void PrefetchRead(const void* address) {
   __builtin_prefetch(address, 0, 3);
 }
 
-inline void PrefetchLines(const void* address, int64_t bytes) {
+[[gnu::always_inline]] inline void PrefetchLines(const void* address,
+                                                 int64_t bytes) {
   const char* const p = static_cast<const char*>(address);
   for (int64_t b = 0; b < bytes; b += kCacheLine) PrefetchRead(p + b);
 }
 
-// One group of ids on its way through the pipeline.
-struct ProbeGroup {
-  static constexpr int kSize = 32;
-  int64_t begin;
-  int size;
-  uint64_t ids[kSize];
-  uint64_t hashes[kSize];
-  int32_t tables[kSize];
-  int32_t slots[kSize];
+// One id on its way through the pipeline.
+struct ProbeItem {
+  int64_t position;
+  uint64_t id;
+  uint64_t hash;
+  int32_t table;
+  int32_t slot;  // kSlotUnknown until it is known
+};
+constexpr int32_t kSlotUnknown = -4;
+
+// The stages of the pipeline. Each waits for one cache miss of the one before,
+// kDistance ids later: short enough for the processor's miss buffers, long
+// enough for a trip to memory.
+class ProbeStages {
+ public:
+  ProbeStages(const IndexView& index, const KeyRules& rules, const IdsView& ids,
+              int64_t begin)
+      : index_(index), rules_(rules), cursor_(ids, begin) {}
+
+  // Reads the next id and asks for its home bucket.
+  void Start(int64_t position, ProbeItem* item) {
+    item->position = position;
+    item->id = cursor_.id();
+    item->table = cursor_.table();
+    cursor_.Next();
+    item->slot = rules_.Reject(item->id, item->table);
+    if (item->slot < 0) return;
+    item->slot = kSlotUnknown;
+    item->hash = HashKey(KeyOf(*item));
+    PrefetchRead(index_.buckets + Home(*item));
+  }
+
+  // Looks into the home bucket, where most keys are; asks for the next one when
+  // the search goes on.
+  void LookHome(ProbeItem* item) const {
+    if (item->slot != kSlotUnknown) return;
+    const Bucket& bucket = index_.buckets[Home(*item)];
+    const int entry = FindEntry(bucket, KeyOf(*item), HashTag(item->hash));
+    if (entry >= 0) {
+      item->slot = bucket.slots[entry];
+    } else if (bucket.overflow == 0) {
+      item->slot = kSlotMissing;
+    } else {
+      PrefetchRead(&bucket + 1);  // past the end it is only a wasted hint
+    }
+  }
+
+  void LookOn(ProbeItem* item) const {
+    if (item->slot != kSlotUnknown) return;
+    item->slot = FindSlot(index_, KeyOf(*item), item->hash);
+  }
+
+ private:
+  Key KeyOf(const ProbeItem& item) const {
+    return rules_.MakeKey(item.id, item.table);
+  }
+  int64_t Home(const ProbeItem& item) const {
+    return HomeBucket(item.hash, index_.num_buckets);
+  }
+
+  const IndexView& index_;
+  const KeyRules& rules_;
+  IdCursor cursor_;
 };
 
-// Reads the ids and asks for their home buckets.
-inline void StartGroup(const IndexView& index, const KeyRules& rules,
-                       IdCursor* cursor, int64_t begin, int size,
-                       ProbeGroup* group) {
-  group->begin = begin;
-  group->size = size;
-  for (int i = 0; i < size; ++i) {
-    const uint64_t id = cursor->id();
-    const int32_t table = cursor->table();
-    cursor->Next();
-    group->ids[i] = id;
-    group->tables[i] = table;
-    group->slots[i] = rules.Reject(id, table);
-    if (group->slots[i] < 0) continue;
-    const uint64_t hash = HashKey(rules.MakeKey(id, table));
-    group->hashes[i] = hash;
-    PrefetchRead(index.buckets + HomeBucket(hash, index.num_buckets));
-  }
-}
-
-inline void FindGroup(const IndexView& index, const KeyRules& rules,
-                      ProbeGroup* group) {
-  for (int i = 0; i < group->size; ++i) {
-    if (group->slots[i] < 0) continue;
-    const Key key = rules.MakeKey(group->ids[i], group->tables[i]);
-    group->slots[i] = FindSlot(index, key, group->hashes[i]);
-  }
-}
-
-// Finds the slots of ids[range] and hands them on in groups, in order:
-// `ahead(group)` as soon as the slots are known (to prefetch rows), and
-// `emit(group)` one group later.
+// Finds the slots of ids[range] and hands them on one by one, in order:
+// `ahead(item)` as soon as the slot is known (to prefetch a row), and
+// `emit(item)` kDistance ids later.
 template <class Ahead, class Emit>
 void Probe(const IndexView& index, const KeyRules& rules, const IdsView& ids,
            Range range, const Ahead& ahead, const Emit& emit) {
-  constexpr int kRing = 3;
-  ProbeGroup ring[kRing];
-  IdCursor cursor(ids, range.begin);
-  const int64_t items = range.end - range.begin;
-  const int64_t groups = (items + ProbeGroup::kSize - 1) / ProbeGroup::kSize;
-  for (int64_t g = 0; g < groups + 2; ++g) {
-    if (g < groups) {
-      const int64_t begin = range.begin + g * ProbeGroup::kSize;
-      const int64_t left = range.end - begin;
-      const int size = left < ProbeGroup::kSize ? static_cast<int>(left)
-                                                : ProbeGroup::kSize;
-      StartGroup(index, rules, &cursor, begin, size, &ring[g % kRing]);
+  constexpr int64_t kDistance = 16;
+  constexpr int64_t kRing = 4 * kDistance;
+  ProbeItem ring[kRing];
+  ProbeStages stages(index, rules, ids, range.begin);
+  const int64_t n = range.end - range.begin;
+  const auto in_flight = [&](int64_t i) { return i >= 0 && i < n; };
+  for (int64_t i = 0; i < n + 3 * kDistance; ++i) {
+    if (i < n) stages.Start(range.begin + i, &ring[i % kRing]);
+    const int64_t home = i - kDistance;
+    if (in_flight(home)) stages.LookHome(&ring[home % kRing]);
+    const int64_t on = i - 2 * kDistance;
+    if (in_flight(on)) {
+      stages.LookOn(&ring[on % kRing]);
+      ahead(ring[on % kRing]);
     }
-    if (g >= 1 && g <= groups) {
-      ProbeGroup* const group = &ring[(g - 1) % kRing];
-      FindGroup(index, rules, group);
-      ahead(*group);
-    }
-    if (g >= 2) emit(ring[(g - 2) % kRing]);
+    const int64_t done = i - 3 * kDistance;
+    if (done >= 0) emit(ring[done % kRing]);
   }
 }
 

@@ -48,32 +48,27 @@ void InitWholeRow(const TableView& table, const TableRules& rules, uint64_t id,
   });
 }
 
-void ReadGroup(const TableView& table, const TableRules& rules,
-               const ProbeGroup& group, uint32_t* rows) {
+void ReadRow(const TableView& table, const TableRules& rules,
+             const ProbeItem& item, uint32_t* out) {
   const size_t row_bytes =
       static_cast<size_t>(table.row_words) * sizeof(uint32_t);
-  for (int i = 0; i < group.size; ++i) {
-    uint32_t* const out = rows + (group.begin + i) * table.row_words;
-    const int32_t slot = group.slots[i];
-    if (slot >= 0) {
-      std::memcpy(out, table.Row(slot), row_bytes);
-    } else if (slot == kSlotMissing) {
-      InitWholeRow(table, rules, group.ids[i], group.tables[i], out);
-    } else {
-      std::memset(out, 0, row_bytes);
-    }
+  if (item.slot >= 0) {
+    std::memcpy(out, table.Row(item.slot), row_bytes);
+  } else if (item.slot == kSlotMissing) {
+    InitWholeRow(table, rules, item.id, item.table, out);
+  } else {
+    std::memset(out, 0, row_bytes);
   }
 }
 
 }  // namespace
 
 void CreateTable(Parallel* parallel, const TableView& table) {
-  const int64_t index_bytes =
-      table.index.num_buckets * int64_t{sizeof(Bucket)};
+  const int64_t index_bytes = table.index.num_buckets * int64_t{sizeof(Bucket)};
   const int64_t clock_bytes = table.capacity * int64_t{sizeof(uint32_t)};
   AdviseHugePages(table.index.buckets, index_bytes);
-  AdviseHugePages(table.rows, table.capacity * table.row_words *
-                                  int64_t{sizeof(uint32_t)});
+  AdviseHugePages(table.rows,
+                  table.capacity * table.row_words * int64_t{sizeof(uint32_t)});
   AdviseHugePages(table.clock, clock_bytes);
   ZeroBytes(parallel, table.index.buckets, index_bytes);
   ZeroBytes(parallel, table.clock, clock_bytes);
@@ -98,15 +93,12 @@ void GrowTable(Parallel* parallel, const TableView& from, const TableView& to) {
 void ReadRows(Parallel* parallel, const TableView& table,
               const TableRules& rules, const IdsView& ids, uint32_t* rows,
               int32_t* slots) {
-  const auto ahead = [&](const ProbeGroup& group) {
-    for (int i = 0; i < group.size; ++i) {
-      if (group.slots[i] >= 0) PrefetchRead(table.Row(group.slots[i]));
-    }
+  const auto ahead = [&](const ProbeItem& item) {
+    if (item.slot >= 0) PrefetchRead(table.Row(item.slot));
   };
-  const auto emit = [&](const ProbeGroup& group) {
-    ReadGroup(table, rules, group, rows);
-    std::memcpy(slots + group.begin, group.slots,
-                static_cast<size_t>(group.size) * sizeof(int32_t));
+  const auto emit = [&](const ProbeItem& item) {
+    ReadRow(table, rules, item, rows + item.position * table.row_words);
+    slots[item.position] = item.slot;
   };
   const int64_t tasks = NumTasks(*parallel, ids.size, kGrain);
   parallel->Run(tasks, [&](int64_t task) {

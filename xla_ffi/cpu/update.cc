@@ -152,8 +152,8 @@ class RangeUpdate {
 template <class Access, class Optimizer>
 int64_t UpdateRows(Parallel* parallel, const RowPass& pass,
                    float learning_rate) {
-  const auto scalars = Optimizer::Prepare(pass.rules.optimizer, learning_rate,
-                                          pass.step);
+  const auto scalars =
+      Optimizer::Prepare(pass.rules.optimizer, learning_rate, pass.step);
   std::atomic<int64_t> non_finite{0};
   parallel->Run(pass.num_tasks, [&](int64_t task) {
     const Range range =
@@ -231,16 +231,21 @@ bool Update(Parallel* parallel, const TableView& table, const TableRules& rules,
   int64_t count = 0;
   const SlotPosition* const entries = SortBySlot(
       parallel, slots.As<int32_t>(), batch.size(),
-      static_cast<int64_t>(counters[kRows]), 
-      entries_space.As<SlotPosition>(),
+      static_cast<int64_t>(counters[kRows]), entries_space.As<SlotPosition>(),
       entries_space.As<SlotPosition>() + batch.size(), &count);
   const std::vector<GradientBatch>& gradients = batch.gradients();
-  const RowPass pass{
-      table, rules, batch,
-      {gradients.data(), static_cast<int64_t>(gradients.size()),
-       rules.embedding_dim, args.gradient_type},
-      entries, count, first_new_slot, args.grad_scale, *args.step,
-      tasks, task_space.As<float>()};
+  const RowPass pass{table,
+                     rules,
+                     batch,
+                     {gradients.data(), static_cast<int64_t>(gradients.size()),
+                      rules.embedding_dim, args.gradient_type},
+                     entries,
+                     count,
+                     first_new_slot,
+                     args.grad_scale,
+                     *args.step,
+                     tasks,
+                     task_space.As<float>()};
   counters[kNonFinite] += static_cast<uint64_t>(
       DispatchUpdateRows(parallel, pass, args.learning_rate));
   ++*args.step;

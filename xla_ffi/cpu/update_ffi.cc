@@ -1,8 +1,7 @@
-#include "cpu/update.h"
-
 #include "cpu/ffi_util.h"
 #include "cpu/handlers.h"
 #include "cpu/norm.h"
+#include "cpu/update.h"
 
 namespace oneemb {
 

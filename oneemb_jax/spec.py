@@ -1,0 +1,103 @@
+"""The frozen spec of a table: what is fixed for its life."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+
+from oneemb_jax.ids import WORDS
+from oneemb_jax.initializers import Initializer
+from oneemb_jax.optimizers import Optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class TableSpec:
+    """What is fixed for the life of a table; hashable, static in ``jax.jit``.
+
+    Made by the embedding objects. The capacity here is the one to begin with: a
+    table knows its own (``table.capacity``), which ``grow`` changes.
+
+    Attributes:
+        name: of the embedding.
+        column_dims: width of each column; activations are their concatenation.
+        key_type: "int32", "uint32", "int64" or "uint64".
+        initializers: one a column, for each table.
+        optimizer: the sparse optimizer, its state layout included.
+        capacity: rows to begin with.
+        padding_idx: id that reads zeros and stores no row, or None.
+        seed: of the initial rows.
+        shared_keys: whether the same id in two tables is one row.
+        store: store options, as given.
+
+    Example:
+        >>> import oneemb_jax as oe
+        >>> with oe.MultiTableEmbedding(
+        ...     "spec", 16, "float32", "int64", optimizer=oe.adam(0.1),
+        ...     store_options=oe.make_device_mem_store_options(capacity=8),
+        ... ) as emb:
+        ...     emb.spec.embedding_dim, emb.spec.row_words
+        (16, 48)
+    """
+
+    name: str
+    column_dims: tuple[int, ...]
+    key_type: str
+    initializers: tuple[tuple[Initializer, ...], ...]
+    optimizer: Optimizer
+    capacity: int
+    padding_idx: int | None = None
+    seed: int = 0
+    shared_keys: bool = False
+    store: Any = None
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of an activation: the sum of the columns."""
+        return sum(self.column_dims)
+
+    @property
+    def num_tables(self) -> int:
+        """How many tables share the object."""
+        return len(self.initializers)
+
+    @property
+    def row_words(self) -> int:
+        """32-bit words of a row, optimizer state included (core/row_layout.h)."""
+        fields = 1 + self.optimizer.num_state_fields
+        words = self.embedding_dim * fields + self.optimizer.num_row_words
+        return -(-words // 4) * 4 if self.embedding_dim % 4 == 0 else words
+
+    @property
+    def id_words(self) -> int:
+        """32-bit words of an id."""
+        return WORDS[self.key_type]
+
+    def attributes(self) -> dict[str, Any]:
+        """The spec as static attributes of a custom call."""
+        return _attributes(self)
+
+
+@functools.lru_cache(maxsize=256)
+def _attributes(spec: TableSpec) -> dict[str, Any]:
+    padding = 0 if spec.padding_idx is None else spec.padding_idx
+    bits = 32 * spec.id_words
+    configs = [c.encode() for columns in spec.initializers for c in columns]
+    return {
+        "num_tables": np.int32(spec.num_tables),
+        "shared_keys": spec.shared_keys,
+        "has_padding": spec.padding_idx is not None,
+        "padding_id": _signed(padding % 2**bits),
+        "seed": _signed(spec.seed % 2**64),
+        "column_ends": np.cumsum(spec.column_dims).astype(np.int32),
+        "initializers": np.asarray(configs, np.float64).reshape(-1),
+        "optimizer_kind": np.int32(spec.optimizer.kind),
+        "optimizer_hyper": np.asarray(spec.optimizer.hyper(), np.float64),
+    }
+
+
+def _signed(value: int) -> np.int64:
+    """The int64 with the bits of a uint64."""
+    return np.uint64(value).view(np.int64)
