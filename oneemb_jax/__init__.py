@@ -1,5 +1,6 @@
 """Large, growing embedding tables for JAX, keyed by 64-bit ids."""
 
+from oneemb_jax._ffi import keep_freed_memory as keep_freed_memory
 from oneemb_jax._version import __version__ as __version__
 from oneemb_jax.embedding import MultiTableEmbedding as MultiTableEmbedding
 from oneemb_jax.embedding import (
@@ -76,6 +77,7 @@ __all__ = [
     "grow",
     "is_table",
     "items",
+    "keep_freed_memory",
     "lamb",
     "lookup",
     "make_column_options",

@@ -7,6 +7,12 @@ import signal
 import subprocess
 import sys
 
+import dlrm
+import dlrm_clicks
+import dlrm_model
+import dlrm_options
+import dlrm_report
+import dlrm_train
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,15 +23,6 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
 import oneemb_jax as oe
-from example_modules import (
-    EXAMPLES,
-    dlrm,
-    dlrm_clicks,
-    dlrm_model,
-    dlrm_options,
-    dlrm_report,
-    dlrm_train,
-)
 
 pytestmark = pytest.mark.any_promotion
 
@@ -56,13 +53,13 @@ def test_forward_is_the_papers_formula():
         points = [vector, *acts[i]]
         dots = [points[a] @ points[b] for a in range(5) for b in range(a)]
         expected.append(mlp(params["top"], np.concatenate([vector, dots]), False)[0])
-    logits = dlrm_model.forward(params, acts, dense)
+    activations, features = jnp.asarray(acts), jnp.asarray(dense)
+    logits = dlrm_model.forward(params, activations, features)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
     label = (random.random(9) < 0.5).astype(np.float32)
-    loss, same = dlrm_model.loss_and_logits(
-        params, acts, {"dense": dense, "label": label}
-    )
+    batch = {"dense": features, "label": jnp.asarray(label)}
+    loss, same = dlrm_model.loss_and_logits(params, activations, batch)
     np.testing.assert_array_equal(same, logits)
     chance = 1 / (1 + np.exp(-np.array(expected)))
     assert float(loss) == pytest.approx(log_loss(label, chance), rel=1e-4)
@@ -364,7 +361,7 @@ def test_a_tiny_log_is_enough(tmp_path):
 @pytest.mark.slow
 def test_the_demo_finds_what_can_be_known(tmp_path):
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / "dlrm.py"), "--synthetic", "--out", tmp_path],
+        [sys.executable, str(dlrm.__file__), "--synthetic", "--out", tmp_path],
         capture_output=True,
         text=True,
         check=False,

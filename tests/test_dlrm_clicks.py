@@ -1,10 +1,10 @@
 """The click model: what it promises of its ids, its chances and its stream."""
 
+import dlrm_clicks
+import dlrm_report
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
-
-from example_modules import dlrm_clicks, dlrm_report
 
 ClickModel = dlrm_clicks.ClickModel
 TABLES = dlrm_clicks.NUM_TABLES

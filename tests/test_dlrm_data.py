@@ -4,12 +4,11 @@ import gzip
 import re
 import zlib
 
+import dlrm_data
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from example_modules import dlrm_data
 
 MISSING = dlrm_data.MISSING
 

@@ -3,10 +3,9 @@
 import argparse
 import json
 
+import movielens
 import numpy as np
 import pytest
-
-from example_modules import movielens
 
 pytestmark = pytest.mark.any_promotion
 
