@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 import oneemb_jax as oe
 from helpers import bits, make_table, table_bits, train
 
+FLOATS = (jnp.bfloat16, jnp.float32)
+
 
 def tree_sum(terms):
     """Sums float32 rows in blocks of 32, then the sums likewise."""
@@ -61,6 +63,18 @@ def test_narrow_gradients_are_summed_in_float32(dtype):
     table = make_table(7)
     wide = narrow.astype(jnp.float32)
     assert table_bits(train(table, ids, narrow)) == table_bits(train(table, ids, wide))
+
+
+def test_gradients_of_two_dtypes_are_summed_in_float32():
+    table = make_table(3)
+    _, ctx = oe.lookup(table, [1, 2])
+    grads = np.random.default_rng(3).standard_normal((2, 2, 3)).astype(np.float32)
+    narrow = jnp.asarray(grads[1], jnp.bfloat16)
+    mixed = oe.update(table, [ctx, ctx], [grads[0], narrow])
+    wide = oe.update(table, [ctx, ctx], [grads[0], narrow.astype(jnp.float32)])
+    assert table_bits(mixed) == table_bits(wide)
+    norms = [oe.global_norm([ctx, ctx], [grads[0], narrow.astype(t)]) for t in FLOATS]
+    assert norms[0] == norms[1]
 
 
 def test_float16_extremes():
