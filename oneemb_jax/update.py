@@ -15,7 +15,6 @@ from oneemb_jax import _ffi
 from oneemb_jax._compat import out_like
 from oneemb_jax.lookup import LookupContext
 from oneemb_jax.sparse_grad import (
-    SparseGrad,
     as_array,
     check_context,
     flat_operands,
@@ -75,16 +74,20 @@ def _learning_rate(table: Table, given: Any) -> jax.Array:
     return _scalar(rate, jnp.float32, "learning_rate")
 
 
-def _slots_read(after: Any, spec: TableSpec) -> list[jax.Array]:
-    """An array of each lookup that is to be done before the table is written."""
-    if after is None:
-        return []
-    if isinstance(after, SparseGrad):
-        after = after.contexts
-    contexts = after if isinstance(after, list | tuple) else (after,)
-    for context in contexts:
-        check_context(context, spec, "update", "after")
-    return [context.slots for context in contexts]
+def _reads_before(after: Any, spec: TableSpec) -> list[jax.Array]:
+    """Arrays that depend on every read that is to precede the write."""
+
+    def is_context(x: Any) -> bool:
+        return isinstance(x, LookupContext)
+
+    arrays = []
+    for leaf in jax.tree.leaves(after, is_leaf=is_context):
+        if is_context(leaf):
+            check_context(leaf, spec, "update", "after")
+            arrays.append(leaf.slots)
+        else:
+            arrays.append(as_array(leaf, "after", "update"))
+    return arrays
 
 
 def update(
@@ -119,8 +122,10 @@ def update(
             included. Default True.
         after: contexts of other lookups of the same table in the same compiled
             step, one or a list: those that are there to evaluate, or belong to a
-            later update. It orders them before this write. Where a lookup's
-            context reaches no update, XLA copies the whole table instead.
+            later update. It orders them before this write; where a read has no
+            path to the write, XLA copies the whole table instead. Arrays that
+            depend on a read serve too: the dense gradients, where a
+            ``jax.checkpoint`` reads again on the way back.
 
     Returns:
         The next table.
@@ -158,7 +163,7 @@ def update(
     # The lookups' slots and counts are operands, so XLA orders this write after
     # those reads; without that edge it copies the whole table, twice.
     written = [getattr(table, name) for name in _WRITTEN]
-    operands = (*written, *scalars, *lookups, *_slots_read(after, spec))
+    operands = (*written, *scalars, *lookups, *_reads_before(after, spec))
     results = _ffi.call(
         "oneemb_update",
         [out_like(operands, array.shape, array.dtype) for array in written],

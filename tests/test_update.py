@@ -174,6 +174,21 @@ def test_contexts_of_an_older_table_find_their_rows():
     assert oe.size(table) == 6
 
 
+def test_after_changes_no_value():
+    table = make_table(2)
+    acts, ctx = oe.lookup(table, np.array([2, 5]))
+    _, other = oe.lookup(table, np.array([9, 2, 7]))
+    plain = oe.update(table, ctx, acts)
+    for after in (other, [other, ctx], (), {"a": other, "b": acts}, acts):
+        assert table_bits(oe.update(table, ctx, acts, after=after)) == table_bits(plain)
+    assert oe.size(plain) == 2
+    stranger = oe.lookup(make_table(2, seed=8), [1])[1]
+    with pytest.raises(ValueError, match=r"update.after=.*differs.*seed"):
+        oe.update(table, ctx, acts, after=stranger)
+    with pytest.raises(TypeError, match=r"update.after=.*no array"):
+        oe.update(table, ctx, acts, after="x")
+
+
 def test_contexts_of_another_branch_find_their_rows():
     """Two histories give the same slot to different ids."""
     base = make_table(2)
