@@ -43,6 +43,7 @@ from oneemb_jax.options import (
 )
 from oneemb_jax.options import make_table as make_table
 from oneemb_jax.options import make_table_options as make_table_options
+from oneemb_jax.sparse_grad import SparseGrad as SparseGrad
 from oneemb_jax.spec import TableSpec as TableSpec
 from oneemb_jax.table import Table as Table
 from oneemb_jax.table import TableError as TableError
@@ -51,7 +52,6 @@ from oneemb_jax.table import is_table as is_table
 from oneemb_jax.table import num_rows as num_rows
 from oneemb_jax.table import size as size
 from oneemb_jax.table import stats as stats
-from oneemb_jax.update import SparseGrad as SparseGrad
 from oneemb_jax.update import global_norm as global_norm
 from oneemb_jax.update import update as update
 

@@ -29,6 +29,7 @@ LAYERS = (
     ("_ffi", "spec"),
     ("table",),
     ("lookup",),
+    ("sparse_grad",),
     ("update",),
     ("grad", "host", "exchange", "snapshot"),
     ("embedding", "scheduler"),

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "core/counters.h"
+#include "cpu/checksum.h"
 #include "cpu/convert.h"
 #include "cpu/memory.h"
 #include "cpu/probe.h"
@@ -99,6 +100,8 @@ Counts LookupRange(const TableView& table, const TableRules& rules,
     counts.Add(item.slot);
   };
   Probe(table.index, rules.keys, ids, range, ahead, emit);
+  // Apart: in vectors it takes a fifth of what it would in `emit`.
+  counts.values[kLookupChecksum] = ScanSlots(ids, out.slots, range).checksum;
   if (stream) FinishStream();
   return counts;
 }

@@ -194,17 +194,16 @@ void AddLookupCounts(const UpdateArgs& args, uint64_t* counters) {
   }
 }
 
-// Finds the slot of every position, inserting what is missing.
+// Finds the slot of every position, inserting what is missing. `slots` are what
+// the lookups reported.
 void PlaceRows(Parallel* parallel, const TableView& table,
                const TableRules& rules, const FlatBatch& batch,
-               int32_t* slots) {
-  if (batch.SawLayout(*table.layout_version)) {
-    batch.CopySlots(parallel, slots);
-  } else {
-    batch.ProbeSlots(parallel, table.index, rules.keys, slots);
-  }
+               const SlotReport& report, int32_t* slots) {
   uint64_t* const counters = table.counters;
   const int64_t rows = static_cast<int64_t>(counters[kRows]);
+  if (!batch.SawLayout(*table.layout_version) || !report.Within(rows)) {
+    batch.ProbeSlots(parallel, table.index, rules.keys, slots);
+  }
   InsertCursor cursor{table.index, table.capacity, rows, *table.layout_version};
   const int64_t refused = InsertMissing(batch, rules.keys, &cursor, slots);
   counters[kInserts] += static_cast<uint64_t>(cursor.num_rows - rows);
@@ -231,8 +230,13 @@ bool Update(Parallel* parallel, const TableView& table, const TableRules& rules,
   const Scratch task_space(tasks * TaskSpace(rules.embedding_dim) *
                            int64_t{sizeof(float)});
   if (!slots.ok() || !entries_space.ok() || !task_space.ok()) return false;
+  const SlotReport report = batch.CopySlots(parallel, slots.As<int32_t>());
+  if (!report.intact) {
+    ++counters[kDamagedContexts];
+    return true;
+  }
   AddLookupCounts(args, counters);
-  PlaceRows(parallel, table, rules, batch, slots.As<int32_t>());
+  PlaceRows(parallel, table, rules, batch, report, slots.As<int32_t>());
   int64_t count = 0;
   const SlotPosition* const entries = SortBySlot(
       parallel, slots.As<int32_t>(), batch.size(),
