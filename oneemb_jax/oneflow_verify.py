@@ -39,7 +39,7 @@ def _check_rows(
     snapshot: Snapshot,
     chunk: Chunk,
     keys: list[np.ndarray],
-    done: Callable[[int], None],
+    done: Callable[[int], object],
 ) -> Iterator[str]:
     """Reads a chunk; leaves its keys in ``keys``."""
     bad = 0
@@ -52,7 +52,7 @@ def _check_rows(
 
 
 def _check_rank(
-    snapshot: Snapshot, rank: int, chunks: list[Chunk], done: Callable[[int], None]
+    snapshot: Snapshot, rank: int, chunks: list[Chunk], done: Callable[[int], object]
 ) -> Iterator[str]:
     keys: list[np.ndarray] = []
     for chunk in chunks:
@@ -74,7 +74,7 @@ def verify_ranks(
     paths: fmt.Paths,
     name: str,
     call: str,
-    done: Callable[[int], None] = lambda rows: None,
+    done: Callable[[int], object] = lambda rows: None,
 ) -> Iterator[str]:
     """Findings, one sentence each.
 
