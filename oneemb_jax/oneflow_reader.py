@@ -171,7 +171,7 @@ def _read_span(file: BinaryIO, start: int, size: int) -> np.ndarray:
     data = np.empty(size, np.uint8)
     done = 0
     while done < size:
-        count = os.preadv(file.fileno(), [memoryview(data)[done:]], start + done)
+        count = os.preadv(file.fileno(), [data.data[done:]], start + done)
         if count == 0:
             raise ValueError(f"{file.name}: ends at byte {start + done}: truncated.")
         done += count
