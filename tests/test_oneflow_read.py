@@ -118,14 +118,41 @@ def test_a_full_chunk_of_4_gib(tmp_path):
 
 
 def test_far_apart_rows_are_read_in_pieces(tmp_path, monkeypatch):
+    """No more is read than short gaps, and no more at once than a span."""
     monkeypatch.setattr(oneflow_reader, "_GAP", 600)
     monkeypatch.setattr(oneflow_reader, "_SPAN", 2000)
+    sizes = []
+    read = oneflow_reader._read_span
+
+    def count(file, start, size):
+        sizes.append(size)
+        return read(file, start, size)
+
+    monkeypatch.setattr(oneflow_reader, "_read_span", count)
+    # Two live rows, and dead ones for 30 blocks between them; then a full file.
+    first, other = draw_puts("int64", 48, [1, 43])
+    sparse = [first, *[(other[0][1:2], other[1][1:2])] * 30]
+    write_table(tmp_path / "sparse", sparse)
+    assert read_all(tmp_path / "sparse") == live_rows(sparse)
+    assert sizes == [488, 192, 192]
+    sizes.clear()
+    write_table(tmp_path / "full", [other])
+    assert read_all(tmp_path / "full") == live_rows([other])
+    assert max(sizes) <= 2000 + 192
+    assert len(sizes) > 4
+
+
+def test_small_batches(tmp_path, monkeypatch):
     monkeypatch.setattr(oneflow_reader, "BATCH_ROWS", 7)
     puts = draw_puts("int64", 48, [43] * 3 + [10, 5])
     write_table(tmp_path, puts)
     assert read_all(tmp_path) == live_rows(puts)
     with oneflow.open_snapshot(tmp_path, "final") as snapshot:
-        assert max(len(keys) for keys, _ in snapshot) == 7
+        assert [len(keys) for keys, _ in snapshot] == [7] * 6 + [1]
+        running = iter(snapshot)
+        next(running)
+    with pytest.raises(ValueError, match="is closed"):
+        next(running)
 
 
 def test_a_snapshot_without_rows(tmp_path):
