@@ -13,15 +13,20 @@ import pytest
 import oneemb_jax
 from oneflow_files import live_rows, read_slowly, write_table
 
-# The installed package, whatever folder the command runs in.
+# Where the package under test is: a command finds it there, not in the source.
 ROOT = Path(oneemb_jax.__file__).parent.parent
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu"}
 
 
 def run(*words, program=("-m", "oneemb_jax")):
     command = [sys.executable, *program, *(str(word) for word in words)]
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, env=ENVIRONMENT
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=ENVIRONMENT,
     )
 
 
@@ -184,7 +189,7 @@ def on_a_terminal(*words, program=("-m", "oneemb_jax")):
     termios.tcsetwinsize(slave, (24, 80))
     command = [sys.executable, *program, *(str(word) for word in words)]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=slave, env=ENVIRONMENT
+        command, stdout=subprocess.PIPE, stderr=slave, cwd=ROOT, env=ENVIRONMENT
     ) as process:
         os.close(slave)
         seen = b""
