@@ -167,8 +167,6 @@ def test_the_clipping_recipe(size):
     norm = jnp.hypot(optax.tree.norm(g), oe.global_norm(g_table))
     scale = 1.0 / jnp.maximum(norm / 0.5, 1.0)
     after = oe.update(table, g_table, grad_scale=scale)
-    moved = (
-        oe.get_rows(table, [1, 2]).embedding - oe.get_rows(after, [1, 2]).embedding
-    )
+    moved = oe.get_rows(table, [1, 2]).embedding - oe.get_rows(after, [1, 2]).embedding
     total = np.hypot(np.linalg.norm(scale * g), np.linalg.norm(moved))
     np.testing.assert_allclose(total, min(norm, 0.5), rtol=1e-3, atol=1e-7)
