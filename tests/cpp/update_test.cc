@@ -155,8 +155,8 @@ TEST(SlotsOutsideOfTheTableAreSearchedAgain) {
   for (const int32_t slot : {2, INT32_MAX, -4, INT32_MIN}) {
     Seen seen = table.Read(&parallel, batch);
     seen.slots = {slot, slot};
-    seen.counts[kLookupChecksum] = PositionChecksum(0, 1, 0, 0, slot) +
-                                   PositionChecksum(1, 2, 0, 0, slot);
+    seen.counts[kLookupChecksum] =
+        PositionChecksum(0, 1, 0, 0, slot) + PositionChecksum(1, 2, 0, 0, slot);
     table.Train(&parallel, {&batch}, {&seen});
   }
   CHECK_EQ(table.counter(kDamagedContexts), 0U);

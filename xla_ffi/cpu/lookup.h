@@ -16,8 +16,8 @@ struct LookupOutput {
 };
 
 // An id with a row reads it; an unseen id reads its initial row; padding reads
-// zeros; a table id out of range reads NaN. `ids` are one microbatch. False when
-// there is no memory to work in.
+// zeros; a table id out of range reads NaN. `ids` are one microbatch. False
+// when there is no memory to work in.
 bool Lookup(Parallel* parallel, const TableView& table, const TableRules& rules,
             const IdsView& ids, const LookupOutput& out);
 

@@ -54,9 +54,9 @@ ffi::Error UpdateHandler(ffi::ThreadPool pool, ffi::AnyBuffer index,
   ONEEMB_RETURN_IF_ERROR(CheckBuffer("apply", apply, ffi::PRED, {}));
   size_t num_lookups = 0;
   ONEEMB_RETURN_IF_ERROR(DecodeNumLookups(attributes, &num_lookups));
-  ONEEMB_RETURN_IF_ERROR(
-      DecodeBatches(lookups, num_lookups, holder.rules.embedding_dim,
-                    &args.batches, &args.gradient_type));
+  ONEEMB_RETURN_IF_ERROR(DecodeBatches(lookups, num_lookups,
+                                       holder.rules.embedding_dim,
+                                       &args.batches, &args.gradient_type));
   ONEEMB_RETURN_IF_ERROR(CheckInPlace(in_place, results));
   args.learning_rate = Scalar<float>(learning_rate);
   args.grad_scale = Scalar<float>(grad_scale);
@@ -104,7 +104,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembUpdate, UpdateHandler,
                                   .Arg<ffi::AnyBuffer>()  // grad_scale
                                   .Arg<ffi::AnyBuffer>()  // apply
                                   .RemainingArgs()  // lookups, other reads
-                                  .RemainingRets()        // the table arrays
+                                  .RemainingRets()  // the table arrays
                                   .Attrs());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembGlobalNorm, GlobalNormHandler,
