@@ -2,6 +2,11 @@
 
 from oneemb_jax._ffi import keep_freed_memory as keep_freed_memory
 from oneemb_jax._version import __version__ as __version__
+from oneemb_jax.counters import check as check
+from oneemb_jax.counters import num_rows as num_rows
+from oneemb_jax.counters import reset_counters as reset_counters
+from oneemb_jax.counters import size as size
+from oneemb_jax.counters import stats as stats
 from oneemb_jax.embedding import MultiTableEmbedding as MultiTableEmbedding
 from oneemb_jax.embedding import (
     MultiTableMultiColumnEmbedding as MultiTableMultiColumnEmbedding,
@@ -10,7 +15,6 @@ from oneemb_jax.grad import value_and_grad as value_and_grad
 from oneemb_jax.host import Rows as Rows
 from oneemb_jax.host import get_rows as get_rows
 from oneemb_jax.host import grow as grow
-from oneemb_jax.host import items as items
 from oneemb_jax.host import set_rows as set_rows
 from oneemb_jax.ids import pack_ids as pack_ids
 from oneemb_jax.ids import unpack_ids as unpack_ids
@@ -23,6 +27,7 @@ from oneemb_jax.initializers import (
     make_trunc_normal_initializer as make_trunc_normal_initializer,
 )
 from oneemb_jax.initializers import make_uniform_initializer as make_uniform_initializer
+from oneemb_jax.items import items as items
 from oneemb_jax.lookup import LookupContext as LookupContext
 from oneemb_jax.lookup import lookup as lookup
 from oneemb_jax.lookup import prefetch as prefetch
@@ -47,11 +52,7 @@ from oneemb_jax.sparse_grad import SparseGrad as SparseGrad
 from oneemb_jax.spec import TableSpec as TableSpec
 from oneemb_jax.table import Table as Table
 from oneemb_jax.table import TableError as TableError
-from oneemb_jax.table import check as check
 from oneemb_jax.table import is_table as is_table
-from oneemb_jax.table import num_rows as num_rows
-from oneemb_jax.table import size as size
-from oneemb_jax.table import stats as stats
 from oneemb_jax.update import global_norm as global_norm
 from oneemb_jax.update import update as update
 
@@ -91,6 +92,7 @@ __all__ = [
     "num_rows",
     "pack_ids",
     "prefetch",
+    "reset_counters",
     "rowwise_adagrad",
     "set_rows",
     "sgd",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from oneemb_jax._compat import is_jaxpr
 from oneemb_jax.lookup import TAPED_LOOKUP, LookupContext, lookup_with_tap
 from oneemb_jax.sparse_grad import SparseGrad
-from oneemb_jax.table import Table, is_table
+from oneemb_jax.table import Table, check_table, is_table
 
 _EXPLICIT = (
     "Call acts, ctx = oe.lookup(table, ids) outside of the loss, differentiate the "
@@ -22,42 +23,89 @@ _EXPLICIT = (
 )
 
 
+_UNSTEADY = (
+    "value_and_grad traces the loss twice, and its lookups were not the same both "
+    "times; make the loss a function of its arguments alone."
+)
+
+
 def _cannot_follow(what: str) -> str:
     return f"value_and_grad cannot follow a lookup of, or inside, {what}. {_EXPLICIT}"
 
 
-class _Tape:
-    """The lookups of differentiated tables in one trace of a loss.
+class _Entry(NamedTuple):
+    """One lookup of a loss, as the first trace saw it."""
 
-    A table is known by its array of rows: the very object that the loss was
-    called with.
+    table: int | None  # number of the differentiated table; None: a constant
+    shape: tuple[int, ...]  # of the activations
+    dtype: Any
+
+
+def _key(table: Any) -> int:
+    return id(getattr(table, "rows", None))
+
+
+class _Recorder:
+    """Takes down the lookups of a loss, in the order in which they run.
+
+    A table is known by its array of rows. The traced one is told apart from the
+    one that the call was given, which the loss may close over as a constant.
     """
 
-    def __init__(self, tables: Sequence[Table], taps: Sequence[Any] | None) -> None:
-        self._numbers = {id(table.rows): i for i, table in enumerate(tables)}
-        self._taps = taps
-        self.tables: list[int] = []  # number of the table of each lookup
+    def __init__(self, traced: Sequence[Table], given: Sequence[Table]) -> None:
+        self._numbers: dict[int, int | None] = {_key(table): None for table in given}
+        self._numbers |= {_key(table): i for i, table in enumerate(traced)}
+        self.entries: list[_Entry] = []
         self.contexts: list[LookupContext] = []
-        self.acts: list[jax.ShapeDtypeStruct] = []
 
     def lookup(self, table: Any, ids: Any, table_ids: Any, dtype: Any) -> Any:
-        number = self._numbers.get(id(getattr(table, "rows", None)))
-        if number is None:
-            return lookup_with_tap(table, ids, table_ids, dtype)
-        tap = None if self._taps is None else self._taps[len(self.tables)]
-        acts, context = lookup_with_tap(table, ids, table_ids, dtype, tap)
-        self.tables.append(number)
-        self.contexts.append(context)
-        self.acts.append(jax.ShapeDtypeStruct(acts.shape, acts.dtype))
+        acts, context = lookup_with_tap(table, ids, table_ids, dtype)
+        if _key(table) in self._numbers:
+            number = self._numbers[_key(table)]
+            self.entries.append(_Entry(number, acts.shape, acts.dtype))
+            self.contexts.append(context)
         return acts, context
 
-    @contextlib.contextmanager
-    def recording(self) -> Iterator[None]:
-        token = TAPED_LOOKUP.set(self.lookup)
-        try:
-            yield
-        finally:
-            TAPED_LOOKUP.reset(token)
+
+class _Player:
+    """Repeats the lookups of a recording, each with a tap for its gradient."""
+
+    def __init__(
+        self, tables: Sequence[Table], entries: Sequence[_Entry], taps: Sequence[Any]
+    ) -> None:
+        self._keys = {_key(table) for table in tables}
+        self._entries = iter(entries)
+        self._taps = iter(taps)
+        self.contexts: list[LookupContext] = []
+
+    def lookup(self, table: Any, ids: Any, table_ids: Any, dtype: Any) -> Any:
+        if _key(table) not in self._keys:
+            return lookup_with_tap(table, ids, table_ids, dtype)
+        entry = next(self._entries, None)
+        if entry is None:
+            raise ValueError(_UNSTEADY)
+        if entry.table is None:
+            return lookup_with_tap(table, ids, table_ids, dtype)
+        tap = next(self._taps)
+        acts, context = lookup_with_tap(table, ids, table_ids, dtype, tap)
+        if (acts.shape, acts.dtype) != entry[1:]:
+            raise ValueError(_UNSTEADY)
+        self.contexts.append(context)
+        return acts, context
+
+    def check_end(self) -> None:
+        if next(self._entries, None) is not None:
+            raise ValueError(_UNSTEADY)
+
+
+@contextlib.contextmanager
+def _seen_by(lookup: Callable[..., Any]) -> Iterator[None]:
+    """Lets ``lookup`` see the lookups of a loss."""
+    token = TAPED_LOOKUP.set(lookup)
+    try:
+        yield
+    finally:
+        TAPED_LOOKUP.reset(token)
 
 
 def _inner_jaxprs(equation: Any) -> Iterator[Any]:
@@ -123,13 +171,18 @@ class _Arguments:
         self._args, self._kwargs = args, kwargs
         self._parts = [_split(args[i]) for i in nums]
         self.dense = [dense for dense, _, _ in self._parts]
-        self.tables = [table for _, tables, _ in self._parts for table in tables]
+        self.tables = [
+            check_table(table, "value_and_grad")
+            for _, tables, _ in self._parts
+            for table in tables
+        ]
         for leaf in jax.tree.leaves(self.dense):
-            if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            kind = _array_type(leaf)
+            if kind is None or not jnp.issubdtype(kind.dtype, jnp.inexact):
+                what = type(leaf).__name__ if kind is None else f"dtype {kind.dtype}"
                 raise TypeError(
-                    f"value_and_grad: cannot differentiate by an argument of dtype "
-                    f"{jnp.result_type(leaf)}; name float arguments and tables in "
-                    "argnums."
+                    f"value_and_grad: cannot differentiate by an argument with a "
+                    f"leaf of {what}; name arguments of floats and tables in argnums."
                 )
         if len({id(table.rows) for table in self.tables}) < len(self.tables):
             raise ValueError(
@@ -146,25 +199,26 @@ class _Arguments:
         return joined
 
     def call(
-        self, dense: Sequence[Any], tables: Sequence[Table], taps: Any
-    ) -> tuple[Any, _Tape]:
-        """The loss, with its lookups on a tape."""
+        self, dense: Sequence[Any], tables: Sequence[Table], lookup: Callable[..., Any]
+    ) -> Any:
+        """The loss, with its lookups seen by ``lookup``."""
         args = list(self._args)
         for i, value in zip(self._nums, self.join(dense, tables), strict=True):
             args[i] = value
-        tape = _Tape(tables, taps)
-        with tape.recording():
-            return self._fun(*args, **self._kwargs), tape
+        with _seen_by(lookup):
+            return self._fun(*args, **self._kwargs)
 
 
-def _shapes_of_lookups(arguments: _Arguments, has_aux: bool) -> list[Any]:
+def _recorded_lookups(arguments: _Arguments, has_aux: bool) -> list[_Entry]:
     """Traces the loss once for its lookups; raises on one it cannot follow."""
-    tapes: list[_Tape] = []
+    entries: list[_Entry] = []
 
     def traced(dense: Any, tables: Any) -> Any:
-        out, tape = arguments.call(dense, tables, None)
-        tapes.append(tape)
-        return (out[0] if has_aux else out), tape.contexts
+        recorder = _Recorder(tables, arguments.tables)
+        loss, _ = _loss_and_aux(arguments.call(dense, tables, recorder.lookup), has_aux)
+        entries[:] = recorder.entries
+        # JAX drops what nobody uses: the contexts keep every lookup in sight.
+        return loss, recorder.contexts
 
     try:
         jaxpr = jax.make_jaxpr(traced)(arguments.dense, arguments.tables).jaxpr
@@ -175,18 +229,46 @@ def _shapes_of_lookups(arguments: _Arguments, has_aux: bool) -> list[Any]:
     hidden = [name for name in calls if name not in _OWN_CALLS]
     if hidden:
         raise ValueError(_cannot_follow(hidden[0]))
-    if len(calls) != len(tapes[-1].tables):
+    if len(calls) != sum(entry.table is not None for entry in entries):
         raise ValueError(_cannot_follow("a table derived from the argument"))
-    return tapes[-1].acts
+    return entries
 
 
-def _check_loss(loss: Any) -> None:
-    shape, dtype = jnp.shape(loss), jnp.result_type(loss)
-    if shape != () or not jnp.issubdtype(dtype, jnp.floating):
+def _loss_and_aux(out: Any, has_aux: bool) -> tuple[Any, Any]:
+    """What the loss returned, taken apart and checked."""
+    if has_aux and not (isinstance(out, tuple) and len(out) == 2):
         raise TypeError(
-            f"value_and_grad: the loss has shape {shape} and dtype {dtype}; return "
-            "a scalar float."
+            f"value_and_grad(has_aux=True): the loss returned {type(out).__name__}; "
+            "return (loss, aux)."
         )
+    loss, aux = out if has_aux else (out, None)
+    kind = _array_type(loss)
+    if kind is None or kind.shape != () or not jnp.issubdtype(kind.dtype, jnp.floating):
+        what = type(loss).__name__ if kind is None else kind.str_short()
+        raise TypeError(
+            f"value_and_grad: the loss is {what}; return a scalar float, and with "
+            "has_aux=True (loss, aux)."
+        )
+    return loss, aux
+
+
+def _array_type(x: Any) -> Any:
+    """The abstract value of an array or number; None for anything else."""
+    try:
+        return jax.typeof(x)
+    except TypeError:
+        return None
+
+
+def _positions(argnums: Any) -> tuple[int, ...]:
+    several = isinstance(argnums, Sequence) and not isinstance(argnums, str)
+    try:
+        return tuple(map(operator.index, argnums if several else (argnums,)))
+    except TypeError as error:
+        raise TypeError(
+            f"value_and_grad(argnums={argnums!r}): pass the position of an argument, "
+            "or several."
+        ) from error
 
 
 def value_and_grad(
@@ -196,11 +278,19 @@ def value_and_grad(
 
     In the place of each :class:`Table` in the chosen arguments the gradient
     holds a :class:`SparseGrad`, for ``update(table, sparse_grad)``: one entry a
-    lookup, never an array as large as the table.
+    lookup, never an array as large as the table. Scale it by ``grad_scale`` of
+    ``update``, never by ``jax.tree.map`` or optax, which would scale its ids; to
+    clip it together with the dense part::
+
+        norm = jnp.hypot(optax.tree.norm(g_dense), oe.global_norm(g_table))
+        scale = 1 / jnp.maximum(norm / max_norm, 1)
+        table = oe.update(table, g_table, grad_scale=scale)
 
     Args:
-        fun: the loss; a scalar, or (scalar, aux). Its lookups must stand outside
-            of scan, while, cond, checkpoint and inner jit.
+        fun: the loss, which depends on nothing but its arguments; a scalar, or
+            (scalar, aux). Its lookups must stand outside of scan, while, cond,
+            checkpoint and inner jit. A table that it closes over, or takes as
+            another argument, is a constant.
         argnums: which arguments to differentiate by: floats, tables, or trees of
             both.
         has_aux: whether ``fun`` returns (loss, aux).
@@ -232,7 +322,7 @@ def value_and_grad(
         >>> float(value), float(g_w), oe.get_rows(table, [3]).embedding
         (8.0, 4.0, array([[0., 0.]], dtype=float32))
     """
-    nums = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    nums = _positions(argnums)
 
     @functools.wraps(fun)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -243,33 +333,35 @@ def value_and_grad(
             )
         positions = tuple(i % len(args) for i in nums)
         arguments = _Arguments(fun, positions, args, kwargs)
-        shapes = _shapes_of_lookups(arguments, has_aux)
-        taps = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
-        numbers: list[int] = []
+        entries = _recorded_lookups(arguments, has_aux)
+        own = [entry for entry in entries if entry.table is not None]
+        taps = [jnp.zeros(entry.shape, entry.dtype) for entry in own]
 
         def loss_of(dense: Any, taps: Any) -> Any:
-            out, tape = arguments.call(dense, arguments.tables, taps)
-            loss, aux = out if has_aux else (out, None)
-            _check_loss(loss)
-            numbers[:] = tape.tables
-            return loss, (aux, tape.contexts)
+            player = _Player(arguments.tables, entries, taps)
+            out = arguments.call(dense, arguments.tables, player.lookup)
+            player.check_end()
+            loss, aux = _loss_and_aux(out, has_aux)
+            return loss, (aux, player.contexts)
 
         loss, pullback, (aux, contexts) = jax.vjp(
             loss_of, arguments.dense, taps, has_aux=True
         )
         dense, sparse = pullback(jnp.ones_like(loss))
+        numbers = [entry.table for entry in own]
         grads = arguments.join(
             dense, _by_table(len(arguments.tables), numbers, contexts, sparse)
         )
         value = (loss, aux) if has_aux else loss
-        return value, (grads[0] if isinstance(argnums, int) else tuple(grads))
+        several = isinstance(argnums, Sequence)
+        return value, (tuple(grads) if several else grads[0])
 
     return wrapped
 
 
 def _by_table(
     num_tables: int,
-    numbers: Sequence[int],
+    numbers: Sequence[int | None],
     contexts: Sequence[LookupContext],
     grads: Sequence[jax.Array],
 ) -> list[SparseGrad]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -13,15 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from oneemb_jax import _ffi
+from oneemb_jax.counters import host_counters
 from oneemb_jax.ids import id_words, table_id_period, unpack_ids
-from oneemb_jax.table import (
-    BUCKET_ENTRIES,
-    COUNTERS,
-    Table,
-    array_shapes,
-    check_capacity,
-    host_counters,
-)
+from oneemb_jax.table import COUNTERS, Table, array_shapes, check_capacity
 
 
 @functools.partial(jax.jit, static_argnums=(0,))
@@ -114,89 +107,6 @@ class Rows(NamedTuple):
     embedding: np.ndarray
     state: dict[str, np.ndarray]
     found: np.ndarray
-
-
-#: One bucket of the index (xla_ffi/core/bucket.h).
-_BUCKET = np.dtype(
-    [
-        ("tags", "u1", BUCKET_ENTRIES),
-        ("overflow", "<u4"),
-        ("ids", "<u8", BUCKET_ENTRIES),
-        ("tables", "<u2", BUCKET_ENTRIES),
-        ("slots", "<i4", BUCKET_ENTRIES),
-    ]
-)
-
-
-@functools.partial(jax.jit, static_argnums=(2,))
-def _slice(array: jax.Array, start: Any, count: int) -> jax.Array:
-    return jax.lax.dynamic_slice_in_dim(array, start, count)
-
-
-@jax.jit
-def _take_rows(rows: jax.Array, slots: jax.Array) -> jax.Array:
-    return rows.at[slots].get(mode="promise_in_bounds")
-
-
-def items(
-    table: Table, batch_size: int = 65536
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Everything in a table, in batches; the order is that of the index.
-
-    Args:
-        table: the table; do not donate it while the iteration runs.
-        batch_size: most rows a batch.
-
-    Yields:
-        ids (of the table's key type), table ids (int32; 0 where tables share
-        their keys) and embeddings (float32[n, embedding_dim]).
-
-    Raises:
-        ValueError: if ``batch_size`` is not positive.
-
-    Example:
-        >>> import numpy as np
-        >>> import oneemb_jax as oe
-        >>> with oe.MultiTableEmbedding(
-        ...     "items", 2, "float32", "int64", optimizer=oe.sgd(0.1),
-        ...     store_options=oe.make_device_mem_store_options(capacity=8),
-        ... ) as emb:
-        ...     table = oe.set_rows(emb.init(), [5], [[1.0, 2.0]])
-        ...     for ids, table_ids, rows in oe.items(table):
-        ...         print(ids, table_ids, rows)
-        [5] [0] [[1. 2.]]
-    """
-    host_counters(table, "items")
-    if batch_size < 1:
-        raise ValueError(f"items(batch_size={batch_size}): use 1 or more.")
-    dim = table.spec.embedding_dim
-    batches = raw_items(table, batch_size)
-    return ((ids, tables, rows.view("f4")[:, :dim]) for ids, tables, rows in batches)
-
-
-def raw_items(
-    table: Table, batch_size: int = 65536
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """As ``items``, with whole rows, uint32[n, row_words]; see ``state_fields``."""
-    buckets = table.index.shape[0]
-    chunk = min(max(1, batch_size // BUCKET_ENTRIES), buckets)
-    for start in range(0, buckets, chunk):
-        # The last slice is moved back to fit; what came before is passed over.
-        first = min(start, buckets - chunk)
-        words = np.array(_slice(table.index, first, chunk))
-        entries = words.view(_BUCKET).reshape(-1)[start - first :]
-        used = entries["tags"] != 0
-        ids, tables = entries["ids"][used], entries["tables"][used]
-        slots = entries["slots"][used]
-        for i in range(0, len(slots), batch_size):
-            part = slice(i, i + batch_size)
-            # One size of gather, compiled once.
-            padded = np.resize(slots[part], batch_size)
-            yield (
-                ids[part].astype(table.spec.key_type),
-                tables[part].astype(np.int32),
-                np.array(_take_rows(table.rows, padded))[: len(slots[part])],
-            )
 
 
 def _host_ids(

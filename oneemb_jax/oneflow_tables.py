@@ -13,7 +13,8 @@ import numpy as np
 from oneemb_jax import oneflow_rows
 from oneemb_jax.embedding import MultiTableEmbedding, MultiTableMultiColumnEmbedding
 from oneemb_jax.host import grow as grow_table
-from oneemb_jax.host import raw_items, set_rows, state_fields
+from oneemb_jax.host import set_rows, state_fields
+from oneemb_jax.items import raw_items
 from oneemb_jax.oneflow_format import Paths
 from oneemb_jax.oneflow_reader import Snapshot, open_ranks
 from oneemb_jax.oneflow_writer import SnapshotWriter

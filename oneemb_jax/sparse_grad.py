@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +97,7 @@ def pairs_of(context: Any, grads: Any, call: str) -> list[Pair]:
     return [Pair(*pair) for pair in zip(contexts, gradients, strict=True)]
 
 
-def _is_list(x: Any) -> bool:
+def _is_list(x: Any) -> TypeGuard[Sequence[Any]]:
     return isinstance(x, Sequence) and not isinstance(x, str | bytes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -55,7 +56,8 @@ class TableError(RuntimeError):
         ... except oe.TableError as error:
         ...     print(error)
         table 'full': 1 gradients were dropped: the table is full with its 1 rows.
-        Use table = oe.grow(table).
+        Use table = oe.grow(table). To go on regardless: table =
+        oe.reset_counters(table).
     """
 
 
@@ -132,16 +134,41 @@ class Table:
         lines = [f"Table {spec.name!r}: {spec.num_tables} table(s)"]
         lines.append(f"  dim       {_columns(spec)} float32, keys {spec.key_type}")
         lines.append(f"  optimizer {state}")
-        if isinstance(self.counters, jax.core.Tracer):
-            return "\n".join([*lines, f"  capacity  {self.capacity} (traced)"])
-        if self.counters.is_deleted():
-            return "\n".join([*lines, "  donated: use the table that came back"])
-        now = stats(self)
-        rows = f"{now['rows']} of {self.capacity} ({now['load']:.1%})"
-        lines.append(f"  rows      {rows}, step {now['step']}")
-        lines.append(f"  lookups   {now['hits']} hits, {now['misses']} misses")
-        lines.append(f"  memory    {human_bytes(now['bytes'])}")
+        try:
+            lines += _contents(self)
+        except Exception:  # leaves may be anything a tree operation put there
+            kinds = sorted({type(leaf).__name__ for leaf in _leaves(self)})
+            lines.append(f"  leaves    {', '.join(kinds)}, no arrays of a table")
         return "\n".join(lines)
+
+
+def _leaves(table: Table) -> list[Any]:
+    fields = dataclasses.fields(table)
+    return [getattr(table, field.name) for field in fields if field.name != "spec"]
+
+
+def _contents(table: Table) -> list[str]:
+    """The lines of the card that depend on the arrays."""
+    if isinstance(table.counters, jax.core.Tracer):
+        return [f"  capacity  {table.capacity} (traced)"]
+    if isinstance(table.counters, jax.ShapeDtypeStruct):
+        return [f"  capacity  {table.capacity} (shapes only)"]
+    if isinstance(table.counters, jax.Array) and table.counters.is_deleted():
+        return ["  donated: use the table that came back"]
+    _check_shapes(table, "repr")
+    now = counter_values(table)
+    load, step = now["rows"] / table.capacity, int(np.array(table.step)[0])
+    return [
+        f"  rows      {now['rows']} of {table.capacity} ({load:.1%}), step {step}",
+        f"  lookups   {now['hits']} hits, {now['misses']} misses",
+        f"  memory    {human_bytes(sum(array.nbytes for array in _leaves(table)))}",
+    ]
+
+
+def counter_values(table: Table) -> dict[str, int]:
+    """The counters by name; waits for the table."""
+    values = np.array(table.counters).view(np.uint64).reshape(-1)
+    return dict(zip(COUNTERS, map(int, values), strict=True))
 
 
 def _columns(spec: TableSpec) -> str:
@@ -213,14 +240,21 @@ def init_table(spec: TableSpec, device: Any = None) -> Table:
 
     Args:
         spec: what to make.
-        device: a ``jax.Device``; None means JAX's default device.
+        device: a ``jax.Device``, which the table then is committed to; None means
+            JAX's default device.
     """
+    if not isinstance(device, jax.Device | None):
+        raise TypeError(
+            f"init(device={device!r}): pass a jax.Device, such as jax.devices()[0]."
+        )
     capacity = check_capacity(spec.capacity, "init")
     constant = spec.optimizer.learning_rate
     rate = np.float32(0.0 if callable(constant) else constant)
-    with jax.default_device(device):
+    # default_device(None) would undo a default that the caller has set.
+    chosen = contextlib.nullcontext() if device is None else jax.default_device(device)
+    with chosen:
         index, rows, clock = _empty_arrays(spec, capacity)
-        return Table(
+        table = Table(
             index=index,
             rows=rows,
             clock=clock,
@@ -232,6 +266,8 @@ def init_table(spec: TableSpec, device: Any = None) -> Table:
             learning_rate=jnp.asarray(rate.reshape(1).view(np.uint32)),
             spec=spec,
         )
+    # Committed, or the first jitted step would move it to the default device.
+    return table if device is None else jax.device_put(table, device)
 
 
 def check_table(table: Any, call: str) -> Table:
@@ -248,127 +284,45 @@ def check_table(table: Any, call: str) -> Table:
             f"{call}(table=...): this table was donated to an earlier call; use "
             "the table that call returned."
         )
+    _check_shapes(table, call)
+    if _is_sharded(table.rows):
+        raise ValueError(
+            f"{call}(table=...): the table is sharded over several devices, which "
+            "would gather it whole in every step; keep it on one device, or "
+            "replicated."
+        )
     return table
 
 
-def host_counters(table: Any, call: str) -> dict[str, int]:
-    """The counters as Python integers; waits for the table."""
-    table = check_table(table, call)
-    if isinstance(table.counters, jax.core.Tracer):
-        raise TypeError(
-            f"{call}(table): the table is being traced; call it outside of jit. "
-            "Inside, oe.num_rows(table) gives the rows as an array."
-        )
-    values = np.array(table.counters).view(np.uint64).reshape(-1)
-    return dict(zip(COUNTERS, map(int, values), strict=True))
-
-
-def num_rows(table: Table) -> jax.Array:
-    """Rows present, as a uint32 scalar: works inside ``jax.jit``.
-
-    Return it from a train step to watch the load of a table without waiting for
-    the step: read the one of an earlier step.
-
-    Example:
-        >>> import oneemb_jax as oe
-        >>> with oe.MultiTableEmbedding(
-        ...     "num_rows", 4, "float32", "int64", optimizer=oe.sgd(0.1),
-        ...     store_options=oe.make_device_mem_store_options(capacity=8),
-        ... ) as emb:
-        ...     int(oe.num_rows(emb.init()))
-        0
-    """
-    return check_table(table, "num_rows").counters[0, COUNTERS.index("rows"), 0]
-
-
-def size(table: Table) -> int:
-    """Rows present, as a Python integer; waits for the table.
-
-    Example:
-        >>> import oneemb_jax as oe
-        >>> with oe.MultiTableEmbedding(
-        ...     "size", 4, "float32", "int64", optimizer=oe.sgd(0.1),
-        ...     store_options=oe.make_device_mem_store_options(capacity=8),
-        ... ) as emb:
-        ...     oe.size(emb.init())
-        0
-    """
-    return host_counters(table, "size")["rows"]
-
-
-def stats(table: Table) -> dict[str, int | float]:
-    """What a table holds and what happened to it; waits for the table.
-
-    Returns:
-        A flat dict: ``rows``, ``capacity``, ``load`` (rows / capacity), ``step``,
-        ``hits`` and ``misses`` (ids looked up with and without a row, added by
-        ``update``), ``hit_rate``, ``inserts``, ``overflows`` (gradients dropped
-        since the table was last grown, because it was full),
-        ``bad_table_ids``, ``non_finite_gradients``, ``bad_learning_rates``,
-        ``unstaged``, ``stale``, ``bytes`` (all arrays), ``index_bytes``,
-        ``row_bytes``.
-
-    Example:
-        >>> import oneemb_jax as oe
-        >>> with oe.MultiTableEmbedding(
-        ...     "stats", 4, "float32", "int64", optimizer=oe.adagrad(0.1),
-        ...     store_options=oe.make_device_mem_store_options(capacity=8),
-        ... ) as emb:
-        ...     stats = oe.stats(emb.init())
-        >>> stats["rows"], stats["load"], stats["row_bytes"]
-        (0, 0.0, 256)
-    """
-    counters = host_counters(table, "stats")
-    looked_up = counters["hits"] + counters["misses"]
-    leaves = jax.tree.leaves(table)
-    return {
-        **counters,
-        "capacity": table.capacity,
-        "load": counters["rows"] / table.capacity,
-        "hit_rate": counters["hits"] / looked_up if looked_up else 0.0,
-        "step": int(np.array(table.step)[0]),
-        "bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
-        "index_bytes": 4 * (table.index.size + table.clock.size),
-        "row_bytes": 4 * table.rows.size,
+def _check_shapes(table: Table, call: str) -> None:
+    """Errors in our words for what a handler would refuse in XLA's."""
+    capacity = np.shape(table.rows)[0] if np.ndim(table.rows) else 0
+    index, rows, clock = array_shapes(table.spec, max(capacity, 1))
+    wanted = {
+        "index": index.shape,
+        "rows": rows.shape,
+        "clock": clock.shape,
+        "counters": (1, len(COUNTERS), 2),
+        "step": (1,),
+        "layout_version": (1, 2),
+        "generation": (1,),
     }
+    for name, shape in wanted.items():
+        leaf = getattr(table, name)
+        if np.shape(leaf) != shape or leaf.dtype != np.uint32:
+            raise ValueError(
+                f"{call}(table=...): {name} is {leaf.dtype}{[*np.shape(leaf)]}, not "
+                f"uint32{[*shape]}. A table is used whole, as init, update or grow "
+                "made it: not stacked, sliced, cast or scaled."
+            )
 
 
-def check(table: Table) -> None:
-    """Raises what went wrong inside compiled steps; waits for the table.
+def _is_sharded(array: Any) -> bool:
+    """Whether an array is known to be split over devices.
 
-    A step cannot raise without losing the donated table, so it counts.
-
-    Raises:
-        TableError: if gradients were dropped because the table was full, table
-            ids were out of range, or a learning rate was negative or not finite.
-
-    Example:
-        >>> import oneemb_jax as oe
-        >>> with oe.MultiTableEmbedding(
-        ...     "check", 4, "float32", "int64", optimizer=oe.sgd(0.1),
-        ...     store_options=oe.make_device_mem_store_options(capacity=8),
-        ... ) as emb:
-        ...     oe.check(emb.init())
+    Inside ``jax.jit`` it is known for meshes with explicit axes only.
     """
-    counters = host_counters(table, "check")
-    spec = table.spec
-    problems = {
-        "overflows": f"gradients were dropped: the table is full with its "
-        f"{table.capacity} rows. Use table = oe.grow(table)",
-        "bad_table_ids": f"ids had a table id outside 0..{spec.num_tables - 1} and "
-        "read NaN; look at table_ids",
-        "bad_learning_rates": "updates changed nothing: their learning rate was "
-        "negative or not finite",
-        "damaged_contexts": "updates changed nothing: a context was not as its lookup "
-        "returned it, say after jax.tree.map over a SparseGrad. Scale by "
-        "update(grad_scale=) or SparseGrad.map",
-        "unstaged": "ids were not in the cache and read NaN; call oe.stage(table, "
-        "ids) before lookup",
-        "stale": "operations met a table that its Store has left behind and changed "
-        "nothing; use the newest table, or load_snapshot",
-    }
-    found = [
-        f"{counters[key]} {text}" for key, text in problems.items() if counters[key]
-    ]
-    if found:
-        raise TableError(f"table {spec.name!r}: " + "; ".join(found) + ".")
+    if isinstance(array, jax.core.Tracer):
+        spec = getattr(getattr(jax.typeof(array), "sharding", None), "spec", ())
+        return any(axis is not None for axis in spec)
+    return isinstance(array, jax.Array) and not array.sharding.is_fully_replicated

@@ -1,6 +1,7 @@
 """A context that was changed on the way from lookup to update is refused."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -135,7 +136,7 @@ def test_optax_on_the_whole_gradient_is_refused():
     table = trained()
     grads = gradient(table, 3.0)
     halve = optax.scale(0.5)
-    halved, _ = halve.update(grads, halve.init(grads))
+    halved: Any = halve.update(grads, halve.init(grads))[0]
     with pytest.raises(TypeError, match=r"ctx=.*ids.*SparseGrad\.map"):
         oe.update(table, halved[1])
 

@@ -98,6 +98,80 @@ def test_other_tables_are_constants():
     np.testing.assert_array_equal(sparse.grads[0], oe.lookup(teacher, IDS)[0])
 
 
+def test_the_same_table_as_a_constant():
+    """As a target network: closed over, or as an argument of its own."""
+    table, other = make_table(3), np.array([5, 6])
+
+    def closed_over(own):
+        target, _ = oe.lookup(table, other)
+        acts, _ = oe.lookup(own, IDS)
+        late, _ = oe.lookup(table, IDS)
+        return acts.sum() * target.sum() + late.sum()
+
+    def argument(own, target):
+        acts = oe.lookup(own, IDS)[0]
+        return acts.sum() * oe.lookup(target, other)[0].sum()
+
+    wanted = np.full((2, 2, 3), oe.lookup(table, other)[0].sum())
+    for wrap in (lambda f: f, jax.jit):
+        for sparse in (
+            wrap(lambda t: oe.value_and_grad(closed_over)(t)[1])(table),
+            wrap(lambda t: oe.value_and_grad(argument)(t, t)[1])(table),
+            wrap(lambda t: oe.value_and_grad(argument)(t, table)[1])(table),
+        ):
+            assert len(sparse.grads) == 1
+            np.testing.assert_allclose(sparse.grads[0], wanted, rtol=1e-6)
+
+
+def test_a_teacher_behind_a_compiled_function():
+    """JAX runs its Python once for two traces of the loss."""
+    table, teacher = make_table(3), make_table(3)
+    read = jax.jit(lambda ids: oe.lookup(teacher, ids)[0])
+
+    def distil(table):
+        target = read(oe.pack_ids(IDS))
+        return (oe.lookup(table, IDS)[0] * target).sum()
+
+    _, sparse = oe.value_and_grad(distil)(table)
+    np.testing.assert_array_equal(sparse.grads[0], oe.lookup(teacher, IDS)[0])
+
+
+def test_lookups_that_change_between_traces():
+    table, calls = make_table(3), []
+
+    def restless(table):
+        calls.append(1)
+        return sum(oe.lookup(table, IDS)[0].sum() for _ in calls)
+
+    with pytest.raises(ValueError, match="traces the loss twice"):
+        oe.value_and_grad(restless)(table)
+    calls += [1, 1]
+
+    def shrinking(table):
+        calls.pop()
+        return sum(oe.lookup(table, IDS)[0].sum() for _ in calls)
+
+    with pytest.raises(ValueError, match="traces the loss twice"):
+        oe.value_and_grad(shrinking)(table)
+
+
+def test_no_tracer_leaks():
+    table = make_table(3)
+    with jax.checking_leaks():
+        for wrap in (lambda f: f, jax.jit):
+            wrap(oe.value_and_grad(loss, (0, 1)))(2.0, table)
+
+
+def test_argnums_of_numpy():
+    table = make_table(3)
+    for argnums in (np.int64(1), np.array(1), -1):
+        _, sparse = oe.value_and_grad(loss, argnums)(2.0, table)
+        assert isinstance(sparse, oe.SparseGrad)
+    for argnums in ("1", 1.0, [0.0], None):
+        with pytest.raises(TypeError, match=r"value_and_grad\(argnums="):
+            oe.value_and_grad(loss, argnums)
+
+
 def test_a_table_nobody_reads_has_an_empty_gradient():
     table = make_table(3)
     _, (_, sparse) = oe.value_and_grad(lambda w, table: w * 2.0, (0, 1))(1.0, table)
@@ -194,14 +268,22 @@ def test_what_it_cannot_follow_raises(hidden):
 
 def test_plain_grad_raises():
     table = make_table(3)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="uint32"):
         jax.grad(lambda table: oe.lookup(table, IDS)[0].sum())(table)
+    with pytest.raises(TypeError, match="uint32"):
+        jax.value_and_grad(loss, 1)(2.0, table)
 
 
 def test_bad_arguments():
     table = make_table(3)
     with pytest.raises(TypeError, match="scalar"):
         oe.value_and_grad(lambda table: oe.lookup(table, IDS)[0])(table)
+    with pytest.raises(TypeError, match=r"the loss is str.*has_aux"):
+        oe.value_and_grad(lambda table: "x")(table)
+    with pytest.raises(TypeError, match=r"has_aux=True.*\(loss, aux\)"):
+        oe.value_and_grad(lambda table: loss(1.0, table), has_aux=True)(table)
+    with pytest.raises(TypeError, match=r"leaf of str.*argnums"):
+        oe.value_and_grad(loss, (0, 1))("x", table)
     with pytest.raises(TypeError, match="dtype int32"):
         oe.value_and_grad(loss, (0, 1))(jnp.int32(2), table)
     with pytest.raises(ValueError, match="argnums"):

@@ -1,8 +1,11 @@
 """Growing, reading and writing tables from the host, against a dict."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -188,6 +191,36 @@ def test_items_of_every_key_type():
         found = np.concatenate([part for part, _, _ in oe.items(table)])
         assert found.dtype == np.dtype(key_type)
         assert sorted(found) == sorted(ids)
+
+
+def cards():
+    table = make_table((16, 1))
+    yield jax.device_get(train(table, [1], np.ones((1, 17), np.float32))), "1 of 64"
+    yield jax.eval_shape(lambda: table), "64 (shapes only)"
+    yield jax.tree.map(lambda leaf: leaf.sharding, table), "no arrays of a table"
+    yield jax.tree.map(lambda leaf: leaf.astype(float), table), "no arrays"
+    yield jax.tree.map(lambda leaf: None, table), "no arrays"
+    yield dataclasses.replace(table, step="x"), "no arrays"
+    yield dataclasses.replace(table, rows=None), "no arrays"
+    yield jax.tree.map(lambda leaf: leaf[:0], table), "no arrays"
+
+
+def test_the_card_never_raises():
+    for table, wanted in cards():
+        assert "Table 'test_" in repr(table)
+        assert wanted in repr(table), repr(table)
+
+
+@pytest.mark.any_promotion
+def test_the_card_inside_a_model():
+    table = make_table(2)
+
+    class Model(nnx.Module):
+        def __init__(self):
+            self.table = nnx.Variable(table)
+
+    assert "Table" in str(Model())
+    assert "Table" in str(nnx.state(Model()))
 
 
 def test_the_card():

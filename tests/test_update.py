@@ -380,6 +380,29 @@ def test_non_finite_gradients_are_applied_and_counted():
     oe.check(table)
 
 
+@pytest.mark.parametrize(
+    ("grad", "scale"), [(3e38, 1.0), (1.0, np.nan), (1.0, np.inf), (0.0, -np.inf)]
+)
+def test_sums_that_are_not_finite_are_counted(grad, scale):
+    """Finite gradients, which overflow as they are added or scaled."""
+    table = make_table(3)
+    _, ctx = oe.lookup(table, [1, 1, 2])
+    grads = jnp.full((3, 3), grad).at[2].set(0.5)
+    step = jax.jit(lambda scale: oe.update(table, ctx, grads, grad_scale=scale))
+    after = step(np.float32(scale))
+    assert oe.stats(after)["non_finite_gradients"] == (1 if scale == 1.0 else 2)
+    assert not np.isfinite(oe.get_rows(after, [1]).embedding).any()
+    oe.check(after)
+
+
+@pytest.mark.parametrize("rate", [1e-46, 1e-45, 1e-40, 1.1754942e-38])
+def test_ftrl_with_a_rate_too_small_to_divide_by(rate):
+    table = make_table(3, optimizer=oe.ftrl(0.1, lambda1=0.1))
+    table = train(table, [1], np.ones((1, 3), np.float32))
+    after = train(table, [1], np.ones((1, 3), np.float32), learning_rate=rate)
+    assert bits(oe.get_rows(after, [1])) == bits(oe.get_rows(table, [1]))
+
+
 def test_counts_of_hits_and_misses():
     table = make_table(1)
     for ids in ([1, 2, 3], [1, 2, 9, 9]):

@@ -11,7 +11,9 @@ enum Counter : int {
   kInserts,           // rows inserted
   kOverflows,         // gradients dropped because the table was full
   kBadTables,         // ids with a table id out of range
-  kNonFinite,         // gradients with a NaN or an infinity, applied
+  kNonFinite,         // gradients with a NaN or an infinity, applied; one for
+                      // a row whose gradients are finite and their scaled sum
+                      // is not
   kBadLearningRates,  // updates refused for a negative or non-finite rate
   kUnstaged,          // ids of a cached table that were not staged
   kStale,             // operations refused on a superseded table

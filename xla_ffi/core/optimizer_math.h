@@ -266,7 +266,8 @@ struct InverseRootPower {
 // w = 0 if |z| < l1, else (sign(z) l1 - z) / ((beta + a'^p) / lr + l2).
 // H. B. McMahan et al., "Ad click prediction: a view from the trenches", 2013,
 // where p = 1/2; OneFlow's form, which takes any p, and -1/2 by default. A rate
-// of zero, for which the formula has no value, leaves the row alone.
+// of zero, for which the formula has no value, leaves the row alone, and so
+// does a subnormal one: a quotient by it is more than a float holds.
 template <class Power>
 struct FtrlWith : OptimizerBase {
   static constexpr int kStateFields = 2;
@@ -304,7 +305,8 @@ struct FtrlWith : OptimizerBase {
     const float moved =
         (threshold - z) / ((s.beta + power) / s.learning_rate + s.lambda2);
     const bool small = (z < 0.0F ? -z : z) < s.lambda1;
-    const bool frozen = s.learning_rate == 0.0F;
+    constexpr float kSmallestNormal = 1.17549435e-38F;
+    const bool frozen = s.learning_rate < kSmallestNormal;
     state[0] = frozen ? state[0] : accumulator;
     state[1] = frozen ? state[1] : z;
     *w = frozen ? *w : (small ? 0.0F : moved);

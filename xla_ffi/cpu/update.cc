@@ -126,7 +126,10 @@ class RangeUpdate {
     }
     const float* const gradient = Scaled(sum_.Sum(entries, count, ahead));
     if (!AllFinite(gradient, dim_)) {
-      non_finite_ += CountNonFinite<Access>(pass_, entries, count, scaled_);
+      // Finite gradients whose sum overflows, or a scale that does it, count
+      // as one.
+      non_finite_ += std::max<int64_t>(
+          1, CountNonFinite<Access>(pass_, entries, count, scaled_));
       // The count used the buffer of the scaled gradient.
       UpdateRow<Optimizer>(scalars_, dim_,
                            Scaled(sum_.Sum(entries, count, ahead)), row);
