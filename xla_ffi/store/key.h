@@ -2,6 +2,7 @@
 // legal.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "core/bucket.h"
@@ -15,6 +16,17 @@ inline bool operator!=(Key a, Key b) { return !(a == b); }
 inline bool operator<(Key a, Key b) {
   return a.table != b.table ? a.table < b.table : a.id < b.id;
 }
+
+// The keys of a batch.
+struct KeySpan {
+  const Key* data;
+  int64_t size;
+
+  Key operator[](int64_t i) const { return data[i]; }
+  KeySpan Slice(int64_t begin, int64_t count) const {
+    return {data + begin, count};
+  }
+};
 
 // "id 17 of table 3", for messages.
 inline std::string ToString(Key key) {
