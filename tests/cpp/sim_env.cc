@@ -171,7 +171,7 @@ SimEnv::NodePtr SimEnv::Find(const std::string& path) const {
     const size_t end = std::min(path.find('/', begin), path.size());
     const std::string name = path.substr(begin, end - begin);
     begin = end + 1;
-    if (name.empty()) continue;
+    if (name.empty() || name == ".") continue;
     const auto it = node->names_now.find(name);
     if (it == node->names_now.end()) return nullptr;
     node = it->second;
@@ -316,6 +316,15 @@ Status SimEnv::SyncFolder(const std::string& path) {
   for (NameChange& change : name_changes_) {
     if (change.from_folder == folder || change.to_folder == folder) {
       Apply(change, true);
+      // No file system brings a name back that went in the same journal.
+      rest.erase(std::remove_if(rest.begin(), rest.end(),
+                                [&](const NameChange& earlier) {
+                                  return change.from_folder &&
+                                         earlier.to_folder ==
+                                             change.from_folder &&
+                                         earlier.to == change.from;
+                                }),
+                 rest.end());
     } else {
       rest.push_back(std::move(change));
     }

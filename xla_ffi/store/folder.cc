@@ -30,13 +30,23 @@ uint32_t CrcOf(const Format& format) {
   return Crc32c(&format, offsetof(Format, crc));
 }
 
+// Makes one folder; a new one survives a loss of power.
+Status MakeFolder(Env* env, const std::string& path) {
+  const Status made = env->MakeFolder(path);
+  if (made.kind() == StatusKind::kAlreadyExists) return {};
+  ONEEMB_RETURN_IF_ERROR(made);
+  const size_t slash = path.rfind('/');
+  if (slash == std::string::npos) return env->SyncFolder(".");
+  return env->SyncFolder(slash == 0 ? "/" : path.substr(0, slash));
+}
+
 Status MakeFolders(Env* env, const std::string& path) {
-  for (size_t end = path.find('/', 1); end != std::string::npos;
-       end = path.find('/', end + 1)) {
-    // A parent that is there may be one that we could not make.
-    (void)env->MakeFolder(path.substr(0, end));
-  }
-  return EnsureFolder(env, path);
+  const Status made = MakeFolder(env, path);
+  const size_t slash = path.rfind('/');
+  const bool has_parent = slash != std::string::npos && slash > 0;
+  if (made.kind() != StatusKind::kNotFound || !has_parent) return made;
+  ONEEMB_RETURN_IF_ERROR(MakeFolders(env, path.substr(0, slash)));
+  return MakeFolder(env, path);
 }
 
 Status CheckFormat(const std::string& path, const AlignedBuffer& bytes) {
