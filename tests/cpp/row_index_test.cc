@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "check.h"
+#include "counted_pages.h"
 #include "store/hash_inverse.h"
 #include "store/index_shard.h"
 
@@ -297,33 +298,12 @@ TEST(MovesAsAWhole) {
   CheckEqual(c, {{{7, 1}, 42}});
 }
 
-// Gives memory `allowed` times.
-class DryPages final : public PageSource {
- public:
-  explicit DryPages(int64_t allowed) : allowed_(allowed) {}
-  void* Map(int64_t bytes) override {
-    if (allowed_ == 0) return nullptr;
-    --allowed_;
-    ++mapped_;
-    return PageSource::System()->Map(bytes);
-  }
-  void Unmap(void* data, int64_t bytes) override {
-    --mapped_;
-    PageSource::System()->Unmap(data, bytes);
-  }
-  void Allow(int64_t allowed) { allowed_ = allowed; }
-  int64_t mapped() const { return mapped_; }
-
- private:
-  int64_t allowed_;
-  int64_t mapped_ = 0;
-};
-
 // The n-th allocation fails, for every n until none does.
 TEST(NoMemoryChangesNothing) {
   int failures = 0;
   for (int64_t n = 0;; n += 37) {
-    DryPages pages(n);
+    CountedPages pages;
+    pages.FailAfter(n);
     {
       RowIndex index(&pages);
       Model model;
@@ -342,7 +322,7 @@ TEST(NoMemoryChangesNothing) {
         if (failed) {
           CHECK_EQ(status.kind(), StatusKind::kNoMemory);
           CheckEqual(index, model);
-          pages.Allow(1 << 20);
+          pages.FailAfter(-1);
         }
         Put(&index, keys, locations);
         for (size_t i = 0; i < keys.size(); ++i) {
@@ -356,7 +336,7 @@ TEST(NoMemoryChangesNothing) {
         return;
       }
     }
-    CHECK_EQ(pages.mapped(), 0);
+    CHECK_EQ(pages.num_maps(), 0);
   }
 }
 

@@ -235,8 +235,13 @@ IndexShard::Position IndexShard::MakeRoom(uint64_t home, uint64_t other) {
   nodes[1] = {other, -1, -1};
   int num_nodes = 2;
   for (int n = 0; n < num_nodes; ++n) {
+    uint64_t targets[kIndexEntries];
     for (int e = 0; e < kIndexEntries; ++e) {
-      const uint64_t to = OtherBucket(nodes[n].bucket, e);
+      targets[e] = OtherBucket(nodes[n].bucket, e);
+      __builtin_prefetch(&buckets()[targets[e]]);
+    }
+    for (int e = 0; e < kIndexEntries; ++e) {
+      const uint64_t to = targets[e];
       if (buckets()[to].used < kIndexEntries) {
         return MoveAlong(nodes, n, e, to);
       }
@@ -276,6 +281,19 @@ int IndexShard::BucketEntries(int64_t bucket, ShardEntry* entries) const {
         tag % 2 == 0 ? number : Before(number, Distance(tag / 2, table));
     entries[e] = {{tag / 2 * num_buckets_ + home, table},
                   b.low[e] & LocationMask()};
+  }
+  return static_cast<int>(b.used);
+}
+
+void IndexShard::EraseAll() {
+  std::fill(buckets(), buckets() + num_buckets_, IndexBucket{});
+  size_ = 0;
+}
+
+int IndexShard::BucketPlaces(int64_t bucket, Place* places) const {
+  IndexBucket& b = buckets()[bucket];
+  for (int e = 0; e < static_cast<int>(b.used); ++e) {
+    places[e] = Place(&b.low[e], LocationMask());
   }
   return static_cast<int>(b.used);
 }

@@ -61,6 +61,18 @@ class Place {
     __atomic_store_n(word_, (word & ~mask_) | (location & mask_),
                      __ATOMIC_RELAXED);
   }
+  // Sets the location if it is still `expected`; else *expected is what it is.
+  // May fail for no reason.
+  bool Exchange(uint64_t* expected, uint64_t location) const {
+    uint64_t word = __atomic_load_n(word_, __ATOMIC_RELAXED);
+    const uint64_t key_bits = word & ~mask_;
+    uint64_t wanted = key_bits | *expected;
+    const bool done = __atomic_compare_exchange_n(
+        word_, &wanted, key_bits | location, /*weak=*/true, __ATOMIC_RELAXED,
+        __ATOMIC_RELAXED);
+    if (!done) *expected = wanted & mask_;
+    return done;
+  }
 
  private:
   uint64_t* word_ = nullptr;
@@ -94,6 +106,9 @@ class IndexShard {
   // Removes a key and says where it was; false when there was none.
   bool Erase(ShardKey key, uint64_t* location);
 
+  // Removes every key and keeps the buckets.
+  void EraseAll();
+
   // Copies everything into *fresh, made anew with `buckets` >= 2 buckets. What
   // finds no place there is added to `left_over`, which may throw
   // std::bad_alloc. False when there is no memory for the buckets.
@@ -102,6 +117,9 @@ class IndexShard {
 
   // The entries of one bucket, at most kIndexEntries; returns how many.
   int BucketEntries(int64_t bucket, ShardEntry* entries) const;
+
+  // The same as places; places[e] is that of entries[e].
+  int BucketPlaces(int64_t bucket, Place* places) const;
 
   // Starts to bring a key's home bucket into the cache, and then, if the key
   // is not at home, its other one.
