@@ -86,7 +86,8 @@ Status VerifySnapshot(Env* env, const std::string& path);
 // Names, sorted. None where there is no store.
 Status ListSnapshots(Env* env, const std::string& root,
                      std::vector<std::string>* names);
-// kNotFound when there is none. The space is free when no other snapshot and no
+// kNotFound when there is none. After another error it is gone or whole. The
+// space is free when no other snapshot and no
 // open store has the rows.
 Status DeleteSnapshot(Env* env, const std::string& root,
                       const std::string& name);
