@@ -71,12 +71,12 @@ void CheckSnapshots(Store* store, const Known& known) {
 
 // Opens what a crash has left, checks it, and works on.
 void CheckRecovers(const std::shared_ptr<SimEnv>& disk, const Known& known,
-                   int64_t width) {
+                   int64_t width, StoreKind kind) {
   Known later = known;
-  auto store = OpenStore(SmallOptions(disk, width));
+  auto store = OpenStore(SmallOptions(disk, width, kind));
   CheckSnapshots(store.get(), known);
   store.reset();
-  store = OpenStore(SmallOptions(disk, width));
+  store = OpenStore(SmallOptions(disk, width, kind));
   for (const std::string& path : disk->Files()) {
     CHECK(path.rfind("store/tmp/", 0) != 0);
   }
@@ -87,58 +87,69 @@ void CheckRecovers(const std::shared_ptr<SimEnv>& disk, const Known& known,
 }
 
 // Works on a new disk until change k; the disk, and what was known.
-std::shared_ptr<SimEnv> Crash(int64_t k, int64_t width, Known* known,
-                              bool* finished) {
+std::shared_ptr<SimEnv> Crash(int64_t k, int64_t width, StoreKind kind,
+                              Known* known, bool* finished) {
   const auto env = std::make_shared<SimEnv>(5);
   env->CrashAtChange(k);
   std::unique_ptr<Store> store;
-  *finished = Store::Open(SmallOptions(env, width), &store).ok() &&
+  *finished = Store::Open(SmallOptions(env, width, kind), &store).ok() &&
               Work(store.get(), 3, "s", known);
   return env;
 }
 
-TEST(ACrashAtEveryChangeLosesNothingThatWasSaved) {
+void CrashEverywhere(StoreKind kind) {
   constexpr int64_t kWidth = 600;
   bool finished = false;
   int64_t crashes = 0;
   for (int64_t k = 0; !finished; ++k) {
     Known known;
-    const auto env = Crash(k, kWidth, &known, &finished);
+    const auto env = Crash(k, kWidth, kind, &known, &finished);
     CHECK_EQ(finished, !env->crashed());
     for (const Loss loss : kAllLosses) {
       CheckRecovers(env->AfterCrash(loss, static_cast<uint64_t>(k)), known,
-                    kWidth);
+                    kWidth, kind);
       ++crashes;
     }
   }
   std::cout << crashes << " crashes\n";
-  CHECK(crashes > 1000);
+  CHECK(crashes > 500);
 }
+
+TEST(ACrashAtEveryChangeLosesNothingThatWasSaved) {
+  CrashEverywhere(StoreKind::kSsd);
+}
+
+TEST(NorDoesACrashOfAStoreWithACache) {
+  CrashEverywhere(StoreKind::kCachedSsd);
+}
+
+TEST(NorDoesACrashOfAStoreInHostMemory) { CrashEverywhere(StoreKind::kHost); }
 
 // A second crash, at a change of the recovery from a first.
 TEST(ACrashDuringRecoveryLosesNothingEither) {
   constexpr int64_t kWidth = 600;
+  constexpr StoreKind kKind = StoreKind::kSsd;
   bool finished = false;
   int64_t crashes = 0;
-  for (int64_t k = 0; !finished; k += 3) {
+  for (int64_t k = 0; !finished; k += 5) {
     Known known;
-    const auto env = Crash(k, kWidth, &known, &finished);
-    const Loss loss = kAllLosses[k / 3 % 5];
+    const auto env = Crash(k, kWidth, kKind, &known, &finished);
+    const Loss loss = kAllLosses[k / 5 % 5];
     bool recovered = false;
     for (int64_t j = 0; !recovered; ++j) {
       const auto second = env->AfterCrash(loss, static_cast<uint64_t>(k));
       second->CrashAtChange(j);
       std::unique_ptr<Store> store;
-      recovered = Store::Open(SmallOptions(second, kWidth), &store).ok();
+      recovered = Store::Open(SmallOptions(second, kWidth, kKind), &store).ok();
       store.reset();
       const Loss again = kAllLosses[j % 5];
       CheckRecovers(second->AfterCrash(again, static_cast<uint64_t>(j)), known,
-                    kWidth);
+                    kWidth, kKind);
       ++crashes;
     }
   }
   std::cout << crashes << " nested crashes\n";
-  CHECK(crashes > 1000);
+  CHECK(crashes > 500);
 }
 
 }  // namespace

@@ -107,9 +107,10 @@ struct Outcome {
 };
 
 // Runs the workload with the fault, then heals the disk.
-Outcome RunWithFault(int64_t k, Fault fault, bool forever, bool silent) {
+Outcome RunWithFault(StoreKind kind, int64_t k, Fault fault, bool forever,
+                     bool silent) {
   const auto env = std::make_shared<SimEnv>(3);
-  std::unique_ptr<Store> store = OpenStore(SmallOptions(env, kWidth));
+  std::unique_ptr<Store> store = OpenStore(SmallOptions(env, kWidth, kind));
   env->Reset();
   env->FailAtCall(k, fault, forever);
   Worker worker(store.get());
@@ -137,11 +138,13 @@ Outcome RunWithFault(int64_t k, Fault fault, bool forever, bool silent) {
 
 int64_t Sweep(Fault fault, bool forever, int64_t step, bool silent) {
   int64_t failures = 0;
-  bool reached = true;
-  for (int64_t k = 0; reached; k += step) {
-    const Outcome outcome = RunWithFault(k, fault, forever, silent);
-    failures += outcome.failures > 0 ? 1 : 0;
-    reached = outcome.reached;
+  for (const StoreKind kind : kAllKinds) {
+    bool reached = true;
+    for (int64_t k = 0; reached; k += step) {
+      const Outcome outcome = RunWithFault(kind, k, fault, forever, silent);
+      failures += outcome.failures > 0 ? 1 : 0;
+      reached = outcome.reached;
+    }
   }
   return failures;
 }

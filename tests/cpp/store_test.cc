@@ -16,19 +16,27 @@ TEST(AnEmptyStoreHasNoRows) {
   CheckHolds(store.get(), {});
 }
 
+void CheckWidth(StoreKind kind, int64_t width) {
+  std::mt19937_64 random(static_cast<uint64_t>(width));
+  const auto store =
+      OpenStore(SmallOptions(std::make_shared<SimEnv>(), width, kind));
+  Model model;
+  for (int i = 0; i < 3; ++i) {
+    const TestBatch batch = RandomBatch(&random, 20, width);
+    CHECK_OK(store->Put(batch.span(), batch.rows.data()));
+    PutInto(&model, batch);
+  }
+  CHECK_OK(store->Save("s", ""));
+  CHECK_OK(store->Verify("s"));
+  CheckHolds(store.get(), model);
+}
+
 TEST(RowsOfEveryWidthComeBack) {
-  for (const int64_t width :
-       {4, 5, 8, 63, 100, 512, 1536, 2048, 4080, 4096, 5000, 16384, 65536}) {
-    std::mt19937_64 random(static_cast<uint64_t>(width));
-    StoreOptions options = SmallOptions(std::make_shared<SimEnv>(), width);
-    const auto store = OpenStore(options);
-    Model model;
-    for (int i = 0; i < 3; ++i) {
-      const TestBatch batch = RandomBatch(&random, 20, width);
-      CHECK_OK(store->Put(batch.span(), batch.rows.data()));
-      PutInto(&model, batch);
+  for (const StoreKind kind : kAllKinds) {
+    for (const int64_t width :
+         {4, 5, 8, 63, 100, 512, 1536, 2048, 4080, 4096, 5000, 16384, 65536}) {
+      CheckWidth(kind, width);
     }
-    CheckHolds(store.get(), model);
   }
 }
 
@@ -165,11 +173,11 @@ TEST(BudgetOfTheIndexIsABound) {
 }
 
 // Random calls; after each the store is what the model is.
-void RunAgainstModel(uint64_t seed, int steps) {
+void RunAgainstModel(StoreKind kind, uint64_t seed, int steps) {
   std::mt19937_64 random(seed);
   const auto env = std::make_shared<SimEnv>(seed);
   const int64_t width = 4 + static_cast<int64_t>(random() % 300);
-  StoreOptions options = SmallOptions(env, width);
+  StoreOptions options = SmallOptions(env, width, kind);
   options.ssd.utilisation = 0.3 + 0.1 * static_cast<double>(random() % 6);
   auto store = OpenStore(options);
   Model model;
@@ -220,7 +228,11 @@ void RunAgainstModel(uint64_t seed, int steps) {
 }
 
 TEST(RandomCallsAgreeWithAMap) {
-  for (uint64_t seed = 1; seed <= 40; ++seed) RunAgainstModel(seed, 120);
+  for (const StoreKind kind : kAllKinds) {
+    for (uint64_t seed = 1; seed <= 40; ++seed) {
+      RunAgainstModel(kind, seed, 120);
+    }
+  }
 }
 
 }  // namespace

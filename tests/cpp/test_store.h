@@ -23,9 +23,14 @@ inline void CheckOk(const Status& status, const char* file, int line) {
 
 // Segments of a few frames, so that small tests have many of them.
 inline StoreOptions SmallOptions(std::shared_ptr<Env> env,
-                                 int64_t row_bytes = 100) {
+                                 int64_t row_bytes = 100,
+                                 StoreKind kind = StoreKind::kSsd) {
   StoreOptions options;
-  options.kind = StoreKind::kSsd;
+  options.kind = kind;
+  // A cache that holds a part of the rows only.
+  if (kind == StoreKind::kCachedSsd) {
+    options.host_budget_bytes = (int64_t{16} << 10) + 24 * row_bytes;
+  }
   options.path = "store";
   options.row_bytes = row_bytes;
   options.env = std::move(env);
@@ -42,6 +47,9 @@ inline std::unique_ptr<Store> OpenStore(const StoreOptions& options) {
   CHECK_OK(Store::Open(options, &store));
   return store;
 }
+
+constexpr StoreKind kAllKinds[] = {StoreKind::kHost, StoreKind::kSsd,
+                                   StoreKind::kCachedSsd};
 
 // A row that tells whose it is and of which version.
 inline std::vector<char> MakeRow(Key key, uint64_t version, int64_t bytes) {

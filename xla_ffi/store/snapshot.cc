@@ -126,6 +126,12 @@ Status SnapshotWriter::SealRows() {
   return {};
 }
 
+Status SnapshotWriter::Restart() {
+  rows_ = nullptr;
+  views_.clear();
+  return ClearFolder(env_.get(), folder_);
+}
+
 Status SnapshotWriter::WriteLive(std::vector<ManifestSegment>* segments) {
   std::string live;
   for (const SegmentView& view : views_) {
@@ -149,7 +155,6 @@ Status SnapshotWriter::Commit(int64_t row_bytes, const std::string& user) {
   Manifest manifest;
   manifest.row_bytes = row_bytes;
   manifest.user = user;
-  ONEEMB_RETURN_IF_ERROR(SealRows());
   ONEEMB_RETURN_IF_ERROR(WriteLive(&manifest.segments));
   for (const ManifestSegment& segment : manifest.segments) {
     manifest.num_rows += segment.num_live;

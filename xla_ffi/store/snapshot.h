@@ -46,14 +46,19 @@ class SnapshotWriter {
   // to, by copy.
   Status AddSegments(const std::string& folder,
                      const std::vector<SegmentView>& views);
-  // Writes rows of the snapshot's own; no key twice.
+  // Writes rows of the snapshot's own; no key twice. SealRows ends them.
   Status AddRows(const SegmentWriterOptions& options, KeySpan keys,
                  const char* rows);
+  Status SealRows();
+  // Takes out all that was added.
+  Status Restart();
   // After ok the snapshot survives a loss of power.
   Status Commit(int64_t row_bytes, const std::string& user);
 
+  const std::string& name() const { return name_; }
+  const std::vector<SegmentView>& views() const { return views_; }
+
  private:
-  Status SealRows();
   Status WriteLive(std::vector<ManifestSegment>* segments);
 
   const std::shared_ptr<Env> env_;

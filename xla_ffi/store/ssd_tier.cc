@@ -114,6 +114,7 @@ Status SsdTier::Fetch(KeySpan keys, char* rows, uint8_t* found) {
     const auto place = static_cast<size_t>(map->PlaceOf(location));
     reads.push_back({(*table)[place].get(), map->SlotOf(location), item});
   }
+  for (const RowRead& read : reads) found[read.item] = kRowFailed;
   std::unique_ptr<RowReader> reader;
   ONEEMB_RETURN_IF_ERROR(TakeReader(&reader));
   Status status = reader->Read(reads, keys, rows, found);

@@ -1,10 +1,13 @@
 #include "store/store.h"
 
+#include <algorithm>
 #include <exception>
 #include <new>
 #include <utility>
 
+#include "store/cached_backend.h"
 #include "store/folder.h"
+#include "store/host_backend.h"
 #include "store/ssd_backend.h"
 
 namespace oneemb {
@@ -51,7 +54,18 @@ Status OpenBackend(const std::shared_ptr<Env>& env, const StoreOptions& options,
                    std::unique_ptr<Backend>* backend) {
   SsdTierOptions ssd = options.ssd;
   ssd.row_bytes = options.row_bytes;
-  return SsdBackend::Open(env, options.path, ssd, backend);
+  HostTierOptions host;
+  host.row_bytes = options.row_bytes;
+  host.budget_bytes = options.host_budget_bytes;
+  switch (options.kind) {
+    case StoreKind::kHost:
+      return HostBackend::Open(env, options.path, host, ssd, backend);
+    case StoreKind::kSsd:
+      return SsdBackend::Open(env, options.path, ssd, backend);
+    case StoreKind::kCachedSsd:
+      return CachedBackend::Open(env, options.path, host, ssd, backend);
+  }
+  return Invalid("kind: not one of StoreKind");
 }
 
 }  // namespace
@@ -106,7 +120,13 @@ Store::~Store() {
 }
 
 Status Store::Fetch(KeySpan keys, char* rows, uint8_t* found, Access access) {
-  return Run([&] { return backend_->Fetch(keys, rows, found, access); });
+  Status status =
+      Run([&] { return backend_->Fetch(keys, rows, found, access); });
+  if (status.kind() == StatusKind::kNoMemory ||
+      status.kind() == StatusKind::kUnavailable) {
+    std::fill(found, found + keys.size, kRowFailed);  // it never began
+  }
+  return status;
 }
 
 Status Store::Put(KeySpan keys, const char* rows) {
