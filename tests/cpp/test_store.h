@@ -29,7 +29,7 @@ inline StoreOptions SmallOptions(std::shared_ptr<Env> env,
   options.kind = kind;
   // A cache that holds a part of the rows only.
   if (kind == StoreKind::kCachedSsd) {
-    options.host_budget_bytes = (int64_t{16} << 10) + 24 * row_bytes;
+    options.host_budget_bytes = (int64_t{12} << 10) + 40 * row_bytes;
   }
   options.path = "store";
   options.row_bytes = row_bytes;

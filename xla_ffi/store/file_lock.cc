@@ -39,6 +39,8 @@ class HeldLocks {
     const auto it = descriptors_.find(id);
     if (it == descriptors_.end() || it->second != fd) return;  // after a fork
     descriptors_.erase(it);
+    // Closing alone would leave the lock to a child that is just being forked.
+    (void)flock(fd, LOCK_UN);
     close(fd);
   }
 
