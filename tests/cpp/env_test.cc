@@ -184,6 +184,7 @@ TEST(AForkedChildDoesNotKeepTheLock) {
   CHECK_OK(env->Lock(path, &lock));
   int to_child[2];
   CHECK_EQ(pipe(to_child), 0);
+  std::cout.flush();
   const pid_t child = fork();
   if (child == 0) {
     close(to_child[1]);

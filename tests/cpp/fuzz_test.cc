@@ -71,9 +71,9 @@ void MutateOnce(Bytes* bytes, std::mt19937_64* random) {
   const size_t at[] = {
       (*random)() % size, (*random)() % near, size - 1 - (*random)() % near,
       size >= kBlockBytes ? size - kBlockBytes + (*random)() % near : 0};
-  const size_t place = at[(*random)() % 4];
+  const size_t place = at[std::max<uint64_t>((*random)() % 8, 4) - 4];
   const auto here = bytes->begin() + static_cast<int64_t>(place);
-  switch ((*random)() % 8) {
+  switch ((*random)() % 20) {
     case 0:
       *here = static_cast<char>(*here ^ (1 << ((*random)() % 8)));
       break;
@@ -84,19 +84,23 @@ void MutateOnce(Bytes* bytes, std::mt19937_64* random) {
       Put(bytes, place / 4 * 4, static_cast<uint32_t>(Interesting(random)));
       break;
     case 3:
-    case 4:
       Put(bytes, place / 8 * 8, Interesting(random));
       break;
-    case 5:
+    case 4:
       bytes->resize(place);
       break;
-    case 6:
+    case 5:
       bytes->insert(here, (*random)() % 5000, static_cast<char>((*random)()));
       break;
-    default: {
+    case 6: {
       const size_t count = std::min<size_t>((*random)() % 5000, size - place);
       bytes->erase(here, here + static_cast<int64_t>(count));
+      break;
     }
+    default:  // anywhere, and the size stays
+      for (uint64_t n = 1 + (*random)() % 3; n > 0; --n) {
+        (*bytes)[(*random)() % size] = static_cast<char>((*random)());
+      }
   }
 }
 
@@ -106,26 +110,41 @@ void RepairManifest(Bytes* manifest) {
   Put(manifest, end, CrcOf(*manifest, 0, end));
 }
 
-// Makes the manifest's checksums those of LIVE.
+// Makes the manifest's checksums those of LIVE, and its counts too.
 void RepairLive(const Bytes& live, Bytes* manifest) {
   constexpr size_t kHead = 40;
   constexpr size_t kLine = 40;
   size_t begin = 0;
+  uint64_t num_rows = 0;
   for (size_t line = kHead; line + kLine <= manifest->size(); line += kLine) {
     const auto slots = Load<uint64_t>(*manifest, line + 16);
     const size_t end = begin + (slots + 63) / 64 * 8;
     if (slots > live.size() * 8 || end > live.size()) break;
+    uint64_t count = 0;
+    for (size_t at = begin; at < end; at += 8) {
+      count +=
+          static_cast<uint64_t>(__builtin_popcountll(Load<uint64_t>(live, at)));
+    }
+    num_rows += count;
+    Put(manifest, line + 24, count);
     Put(manifest, line + 32, CrcOf(live, begin, end));
     begin = end;
   }
+  Put(manifest, 16, num_rows);
   RepairManifest(manifest);
 }
 
 void RepairSegment(Bytes* segment) {
   const size_t size = segment->size();
   if (size < 3 * kBlockBytes) return;
-  Put(segment, 44, CrcOf(*segment, 0, 44));
   const size_t trailer = size - kBlockBytes;
+  const auto zero_rest = [&](size_t block, size_t used) {
+    const auto begin = segment->begin() + static_cast<int64_t>(block);
+    std::fill(begin + static_cast<int64_t>(used), begin + kBlockBytes, '\0');
+  };
+  zero_rest(0, 48);
+  zero_rest(trailer, 40);
+  Put(segment, 44, CrcOf(*segment, 0, 44));
   const auto slots = Load<uint64_t>(*segment, trailer + 24);
   if (slots <= static_cast<uint64_t>(kMaxSegmentSlots)) {
     const auto keys =
@@ -172,7 +191,10 @@ struct Fuzzer {
       for (auto& [path, bytes] : files) {
         if (path.find(".seg") != std::string::npos) RepairSegment(&bytes);
       }
-      RepairLive(files[std::string(kFolder) + "LIVE"], &files[manifest]);
+      if (random() % 4 != 0) {
+        RepairLive(files[std::string(kFolder) + "LIVE"], &files[manifest]);
+      }
+      RepairManifest(&files[manifest]);
     }
     for (const auto& [path, bytes] : files) env->SetContent(path, bytes);
     Inspect();
