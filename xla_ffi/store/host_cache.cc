@@ -152,19 +152,18 @@ void HostCache::Touch(Place place, uint64_t batch) const {
 template <class Found>
 void HostCache::FindEach(const Key* keys, int64_t n, const Found& found) const {
   struct Item {
-    ShardKey key;
+    IndexShard::Search search;
     Place place;
     char* row;
   };
   Pipeline<Item>(
       n,
       [&](int64_t i, Item* item) {
-        item->key = {HashKey(keys[i]), keys[i].table};
-        index_.PrefetchHome(item->key);
+        item->search = index_.Begin({HashKey(keys[i]), keys[i].table});
       },
-      [&](int64_t, Item* item) { index_.PrefetchOther(item->key); },
+      [&](int64_t, Item* item) { index_.Continue(&item->search); },
       [&](int64_t, Item* item) {
-        item->place = index_.Find(item->key);
+        item->place = index_.End(item->search);
         item->row = nullptr;
         if (!item->place.found()) return;
         item->row = arena_.Row(SlotOf(item->place.Location()));

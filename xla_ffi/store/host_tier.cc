@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "store/pipeline.h"
+#include "store/row_index_state.h"
 
 namespace oneemb {
 namespace {
@@ -15,24 +16,21 @@ constexpr int64_t kSmallestRow = 4;  // room for the number of another slot
 constexpr int64_t kLargestRow = 65536;
 constexpr uint64_t kMostSlots = uint64_t{1} << 32;
 
-// Keys looked up before their rows are copied: the index has asked for the rows
-// of a whole block when the first one is read.
+// Keys that one call of the index works on where they come in blocks.
 constexpr int64_t kBlock = 256;
-// How far ahead of its copy a row is asked for.
-constexpr int64_t kRowsAhead = 12;
 
 // Calls copy(i, row) for every slots[i] that is a slot.
 template <class Copy>
 void ForEachRow(const RowArena& arena, const uint64_t* slots, int64_t n,
                 const Copy& copy) {
-  const auto prefetch = [&](int64_t i) {
+  const auto prefetch = [&](int64_t i) __attribute__((always_inline)) {
     if (i < n && slots[i] != kNoLocation) {
       PrefetchRow(arena.Row(slots[i]), arena.row_bytes());
     }
   };
-  for (int64_t i = 0; i < std::min(n, kRowsAhead); ++i) prefetch(i);
+  for (int64_t i = 0; i < std::min(n, kPipelineAhead); ++i) prefetch(i);
   for (int64_t i = 0; i < n; ++i) {
-    prefetch(i + kRowsAhead);
+    prefetch(i + kPipelineAhead);
     if (slots[i] != kNoLocation) copy(i, arena.Row(slots[i]));
   }
 }
@@ -71,17 +69,17 @@ Status HostTier::Open(const HostTierOptions& options,
 void HostTier::Fetch(const Key* keys, int64_t n, char* rows,
                      uint8_t* found) const {
   const int64_t width = options_.row_bytes;
-  for (int64_t begin = 0; begin < n; begin += kBlock) {
-    const int64_t count = std::min(kBlock, n - begin);
-    uint64_t slots[kBlock];
-    index_.Find(keys + begin, count, slots);
-    for (int64_t i = 0; i < count; ++i) {
-      found[begin + i] = slots[i] == kNoLocation ? 0 : 1;
-    }
-    ForEachRow(arena_, slots, count, [&](int64_t i, const char* row) {
-      memcpy(rows + (begin + i) * width, row, static_cast<size_t>(width));
-    });
+  if (index_.size() == 0) {
+    std::fill(found, found + n, uint8_t{0});
+    return;
   }
+  index_.FindRows(
+      keys, n, width, [&](uint64_t slot) { return arena_.Row(slot); },
+      [&](int64_t i, const char* row) {
+        found[i] = row == nullptr ? 0 : 1;
+        if (row == nullptr) return;
+        memcpy(rows + i * width, row, static_cast<size_t>(width));
+      });
 }
 
 // The rows of a batch that are not there yet.

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "core/hash.h"
-
 namespace oneemb {
 namespace {
 
@@ -15,7 +13,6 @@ constexpr int kLowBits = 64;
 constexpr int kEntryBits = kLowBits + kTagHighBits;
 static_assert(kTagHighBits + kTableBits == 32, "they fill the high word");
 
-constexpr uint64_t kDistanceSeed = 0x20000;  // away from those of HashKey
 constexpr uint32_t kMostAway = (uint32_t{1} << 29) - 1;
 
 // Buckets looked at in search of a place: at 94 % full, six are enough on
@@ -24,11 +21,6 @@ constexpr int kMostNodes = 256;
 
 // Copying looks this far ahead.
 constexpr int kCopyBlock = 32;
-
-uint64_t MultiplyHigh(uint64_t a, uint64_t b) {
-  __extension__ using Wide = unsigned __int128;
-  return static_cast<uint64_t>((static_cast<Wide>(a) * b) >> 64);
-}
 
 int FloorLog2(uint64_t x) { return 63 - __builtin_clzll(x); }
 
@@ -69,50 +61,6 @@ void IndexShard::SetShape(uint64_t buckets) {
   location_bits_ = LocationBits(rest_bits_, buckets);
 }
 
-IndexShard::Address IndexShard::Home(uint64_t rest) const {
-  uint64_t quotient = MultiplyHigh(rest, reciprocal_);  // or one too few
-  uint64_t bucket = rest - quotient * num_buckets_;
-  if (bucket >= num_buckets_) {
-    bucket -= num_buckets_;
-    ++quotient;
-  }
-  return {bucket, quotient};
-}
-
-uint64_t IndexShard::Distance(uint64_t quotient, uint16_t table) const {
-  return 1 +
-         MultiplyHigh(Xxh64(quotient, kDistanceSeed + table), num_buckets_ - 1);
-}
-
-uint64_t IndexShard::Behind(uint64_t bucket, uint64_t distance) const {
-  const uint64_t sum = bucket + distance;
-  return sum >= num_buckets_ ? sum - num_buckets_ : sum;
-}
-
-uint64_t IndexShard::Before(uint64_t bucket, uint64_t distance) const {
-  return bucket >= distance ? bucket - distance
-                            : bucket + num_buckets_ - distance;
-}
-
-// All five are compared: which one it is nobody can guess, and no branch on it
-// means no wrong guess.
-int IndexShard::Match(const IndexBucket& bucket, uint64_t tag,
-                      uint16_t table) const {
-  const uint64_t low = tag << location_bits_;
-  const uint32_t high =
-      (static_cast<uint32_t>(table) << kTagHighBits) |
-      static_cast<uint32_t>(tag >> (kLowBits - location_bits_));
-  uint32_t matches = 0;
-  for (int e = 0; e < kIndexEntries; ++e) {
-    const uint64_t word = __atomic_load_n(&bucket.low[e], __ATOMIC_RELAXED);
-    const bool same =
-        (((word ^ low) >> location_bits_) | (bucket.high[e] ^ high)) == 0;
-    matches |= static_cast<uint32_t>(same) << e;
-  }
-  matches &= (1U << bucket.used) - 1;
-  return matches == 0 ? -1 : __builtin_ctz(matches);
-}
-
 IndexShard::Position IndexShard::Locate(ShardKey key) const {
   if (num_buckets_ == 0) return {0, -1};
   const Address home = Home(key.rest);
@@ -128,22 +76,6 @@ Place IndexShard::Find(ShardKey key) const {
   const Position at = Locate(key);
   if (at.entry < 0) return {};
   return {&buckets()[at.bucket].low[at.entry], LocationMask()};
-}
-
-void IndexShard::PrefetchHome(ShardKey key) const {
-  if (num_buckets_ == 0) return;
-  __builtin_prefetch(&buckets()[Home(key.rest).bucket]);
-}
-
-void IndexShard::PrefetchOther(ShardKey key) const {
-  if (num_buckets_ == 0) return;
-  const Address home = Home(key.rest);
-  const IndexBucket& bucket = buckets()[home.bucket];
-  if (bucket.away == 0 || Match(bucket, home.quotient * 2, key.table) >= 0) {
-    return;
-  }
-  __builtin_prefetch(
-      &buckets()[Behind(home.bucket, Distance(home.quotient, key.table))]);
 }
 
 uint64_t IndexShard::TagOf(const IndexBucket& bucket, int entry) const {
@@ -164,9 +96,7 @@ uint64_t IndexShard::OtherBucket(uint64_t bucket, int entry) const {
 void IndexShard::Write(IndexBucket* bucket, int entry, uint64_t tag,
                        uint16_t table, uint64_t location) const {
   bucket->low[entry] = (tag << location_bits_) | (location & LocationMask());
-  bucket->high[entry] =
-      (static_cast<uint32_t>(table) << kTagHighBits) |
-      static_cast<uint32_t>(tag >> (kLowBits - location_bits_));
+  bucket->high[entry] = HighWord(tag, table);
 }
 
 bool IndexShard::Append(uint64_t bucket, uint64_t tag, uint16_t table,
@@ -312,7 +242,7 @@ bool IndexShard::CopyTo(PageSource* source, int64_t buckets, IndexShard* fresh,
     for (; count < kCopyBlock && bucket < num_buckets(); ++bucket) {
       count += BucketEntries(bucket, block + count);
     }
-    for (int i = 0; i < count; ++i) fresh->PrefetchHome(block[i].key);
+    for (int i = 0; i < count; ++i) (void)fresh->Begin(block[i].key);
     for (int i = 0; i < count; ++i) {
       if (!fresh->Insert(block[i].key, block[i].location)) {
         left_over->push_back(block[i]);

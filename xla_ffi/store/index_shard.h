@@ -20,6 +20,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/hash.h"
 #include "store/pages.h"
 
 namespace oneemb {
@@ -121,10 +122,13 @@ class IndexShard {
   // The same as places; places[e] is that of entries[e].
   int BucketPlaces(int64_t bucket, Place* places) const;
 
-  // Starts to bring a key's home bucket into the cache, and then, if the key
-  // is not at home, its other one.
-  void PrefetchHome(ShardKey key) const;
-  void PrefetchOther(ShardKey key) const;
+  // A search in three steps, for many keys at a time: each step asks the cache
+  // for what the next one reads. A shard that changes between two steps leaves
+  // a search that is good as a prefetch only.
+  class Search;
+  inline Search Begin(ShardKey key) const;
+  inline void Continue(Search* search) const;
+  inline Place End(const Search& search) const;
 
  private:
   struct Address {
@@ -142,12 +146,23 @@ class IndexShard {
   }
   uint64_t LocationMask() const { return (uint64_t{1} << location_bits_) - 1; }
   void SetShape(uint64_t buckets);
-  Address Home(uint64_t rest) const;
-  // How far the other bucket of a key lies behind its home.
-  uint64_t Distance(uint64_t quotient, uint16_t table) const;
-  uint64_t Behind(uint64_t bucket, uint64_t distance) const;
-  uint64_t Before(uint64_t bucket, uint64_t distance) const;
-  int Match(const IndexBucket& bucket, uint64_t tag, uint16_t table) const;
+  inline Address Home(uint64_t rest) const;
+  uint32_t HighWord(uint64_t tag, uint16_t table) const {
+    return (uint32_t{table} << 16) |
+           static_cast<uint32_t>(tag >> (64 - location_bits_));
+  }
+  // The bucket besides `home` in which a key may lie, and the way back.
+  inline uint64_t Distance(uint64_t quotient, uint16_t table) const;
+  uint64_t Behind(uint64_t bucket, uint64_t distance) const {
+    const uint64_t sum = bucket + distance;
+    return sum >= num_buckets_ ? sum - num_buckets_ : sum;
+  }
+  uint64_t Before(uint64_t bucket, uint64_t distance) const {
+    return bucket >= distance ? bucket - distance
+                              : bucket + num_buckets_ - distance;
+  }
+  inline int Match(const IndexBucket& bucket, uint64_t tag,
+                   uint16_t table) const;
   Position Locate(ShardKey key) const;
   uint64_t TagOf(const IndexBucket& bucket, int entry) const;
   uint64_t OtherBucket(uint64_t bucket, int entry) const;
@@ -165,5 +180,101 @@ class IndexShard {
   int rest_bits_;
   int location_bits_ = 0;
 };
+
+class IndexShard::Search {
+ private:
+  friend class IndexShard;
+  IndexBucket* bucket_;  // null: the key is not there
+  uint64_t tag_;
+  uint64_t home_;
+  int entry_;  // -1: not found so far
+  uint16_t table_;
+};
+
+namespace index_shard_internal {
+
+constexpr uint64_t kDistanceSeed = 0x20000;  // away from those of HashKey
+
+inline uint64_t MultiplyHigh(uint64_t a, uint64_t b) {
+  __extension__ using Wide = unsigned __int128;
+  return static_cast<uint64_t>((static_cast<Wide>(a) * b) >> 64);
+}
+
+}  // namespace index_shard_internal
+
+inline IndexShard::Address IndexShard::Home(uint64_t rest) const {
+  uint64_t quotient =
+      index_shard_internal::MultiplyHigh(rest, reciprocal_);  // or one too few
+  uint64_t bucket = rest - quotient * num_buckets_;
+  const bool one_more = bucket >= num_buckets_;
+  bucket -= one_more ? num_buckets_ : 0;
+  quotient += one_more ? 1 : 0;
+  return {bucket, quotient};
+}
+
+inline uint64_t IndexShard::Distance(uint64_t quotient, uint16_t table) const {
+  using namespace index_shard_internal;  // NOLINT(google-build-using-namespace)
+  return 1 +
+         MultiplyHigh(Xxh64(quotient, kDistanceSeed + table), num_buckets_ - 1);
+}
+
+// The high words of all five are compared, without a branch on which one it is:
+// nobody can guess that. They tell the right one from the others but for one
+// time in ten thousand.
+inline int IndexShard::Match(const IndexBucket& bucket, uint64_t tag,
+                             uint16_t table) const {
+  const uint64_t low = tag << location_bits_;
+  const uint32_t high = HighWord(tag, table);
+  uint32_t matches = 0;
+  for (int e = 0; e < kIndexEntries; ++e) {
+    matches |= static_cast<uint32_t>(bucket.high[e] == high) << e;
+  }
+  matches &= (1U << bucket.used) - 1;
+  for (; matches != 0; matches &= matches - 1) {
+    const int e = __builtin_ctz(matches);
+    const uint64_t word = __atomic_load_n(&bucket.low[e], __ATOMIC_RELAXED);
+    if ((word ^ low) >> location_bits_ == 0) return e;
+  }
+  return -1;
+}
+
+// Inlined by force: where only the prefetch counts, g++ would drop the call.
+[[gnu::always_inline]] inline IndexShard::Search IndexShard::Begin(
+    ShardKey key) const {
+  Search search;
+  search.bucket_ = nullptr;
+  search.entry_ = -1;
+  if (num_buckets_ == 0) return search;
+  const Address home = Home(key.rest);
+  search.bucket_ = &buckets()[home.bucket];
+  search.home_ = home.bucket;
+  search.tag_ = home.quotient * 2;
+  search.table_ = key.table;
+  __builtin_prefetch(search.bucket_);
+  return search;
+}
+
+inline void IndexShard::Continue(Search* search) const {
+  if (search->bucket_ == nullptr) return;
+  search->entry_ = Match(*search->bucket_, search->tag_, search->table_);
+  if (search->entry_ >= 0) return;
+  if (search->bucket_->away == 0) {
+    search->bucket_ = nullptr;
+    return;
+  }
+  search->bucket_ = &buckets()[Behind(
+      search->home_, Distance(search->tag_ / 2, search->table_))];
+  ++search->tag_;
+  __builtin_prefetch(search->bucket_);
+}
+
+inline Place IndexShard::End(const Search& search) const {
+  if (search.bucket_ == nullptr) return {};
+  const int entry = search.entry_ >= 0
+                        ? search.entry_
+                        : Match(*search.bucket_, search.tag_, search.table_);
+  if (entry < 0) return {};
+  return {&search.bucket_->low[entry], LocationMask()};
+}
 
 }  // namespace oneemb

@@ -10,30 +10,12 @@
 
 #include "core/hash.h"
 #include "store/hash_inverse.h"
-#include "store/index_shard.h"
-#include "store/index_stash.h"
+#include "store/row_index_state.h"
 
 namespace oneemb {
 namespace {
 
-// A shard of an index of 10^9 keys holds a million of them, and is rebuilt in
-// 50 ms. Fewer shards are faster by a few ns a key, being large enough for huge
-// pages sooner, but make longer pauses.
-constexpr int kShardBits = 10;
-constexpr int kNumShards = 1 << kShardBits;
-constexpr int kRestBits = 64 - kShardBits;
-constexpr int kPartShards = kNumShards / RowIndex::kNumParts;
-
-// How far ahead of its use a bucket is fetched, in keys, twice: first the home
-// bucket, then the other one.
-constexpr int64_t kAhead = 16;
-constexpr int64_t kRing = 4 * kAhead;
-
-HashedKey HashToShard(Key key) {
-  const uint64_t hash = HashKey(key);
-  return {{hash & ((uint64_t{1} << kRestBits) - 1), key.table},
-          static_cast<int>(hash >> kRestBits)};
-}
+using namespace row_index_internal;  // NOLINT(google-build-using-namespace)
 
 Key KeyOf(int shard, ShardKey key) {
   const uint64_t hash = (static_cast<uint64_t>(shard) << kRestBits) | key.rest;
@@ -87,100 +69,7 @@ ScanPosition UnpackPosition(uint64_t cursor) {
           static_cast<int>(below & ((1 << kEntryShift) - 1))};
 }
 
-// Calls visit(i, key) for every key in order, each one's buckets having been
-// fetched in the meantime.
-template <class State, class Visit>
-void ForEachKey(const State& state, const Key* keys, int64_t n,
-                const Visit& visit) {
-  HashedKey ring[kRing];
-  for (int64_t i = 0; i < n + 2 * kAhead; ++i) {
-    if (i < n) {
-      ring[i % kRing] = HashToShard(keys[i]);
-      const HashedKey& hashed = ring[i % kRing];
-      state.shard(hashed.shard).PrefetchHome(hashed.key);
-    }
-    if (const int64_t other = i - kAhead; other >= 0 && other < n) {
-      const HashedKey& hashed = ring[other % kRing];
-      state.shard(hashed.shard).PrefetchOther(hashed.key);
-    }
-    if (const int64_t now = i - 2 * kAhead; now >= 0) {
-      visit(now, ring[now % kRing]);
-    }
-  }
-}
-
 }  // namespace
-
-// Shards that belong together, and what overflowed from them.
-struct alignas(64) RowIndex::Part {
-  IndexShard shards[kPartShards];
-  IndexStash stash;
-};
-
-struct RowIndex::State {
-  State() {
-    for (Part& part : parts) {
-      for (IndexShard& shard : part.shards) shard = IndexShard(kRestBits);
-    }
-  }
-
-  IndexShard& shard(int s) {
-    return parts[s / kPartShards].shards[s % kPartShards];
-  }
-  const IndexShard& shard(int s) const {
-    return parts[s / kPartShards].shards[s % kPartShards];
-  }
-  IndexStash& stash(int s) { return parts[s / kPartShards].stash; }
-  const IndexStash& stash(int s) const { return parts[s / kPartShards].stash; }
-
-  // Where a key is, or kNoLocation.
-  uint64_t Find(HashedKey key) const {
-    const Place place = shard(key.shard).Find(key.key);
-    if (place.found()) return place.Location();
-    const IndexStash& overflow = stash(key.shard);
-    const uint64_t* const location = overflow.Find(key);
-    return location == nullptr ? kNoLocation : *location;
-  }
-
-  // Sets the location of a key if it is there; returns what it was.
-  uint64_t Replace(HashedKey key, uint64_t location) {
-    if (const Place place = shard(key.shard).Find(key.key); place.found()) {
-      const uint64_t old = place.Location();
-      place.SetLocation(location);
-      return old;
-    }
-    uint64_t* const stashed = stash(key.shard).Find(key);
-    return stashed == nullptr ? kNoLocation : std::exchange(*stashed, location);
-  }
-
-  void Insert(HashedKey key, uint64_t location) {
-    if (!shard(key.shard).Insert(key.key, location)) {
-      stash(key.shard).Insert(key, location);
-    }
-  }
-
-  uint64_t Erase(HashedKey key) {
-    uint64_t location = kNoLocation;
-    if (shard(key.shard).Erase(key.key, &location)) return location;
-    if (const uint64_t* const stashed = stash(key.shard).Find(key)) {
-      location = *stashed;
-      stash(key.shard).Erase(key);
-    }
-    return location;
-  }
-
-  void CountKeys(const Key* keys, int64_t n, int64_t* counts) const;
-  void CountNewKeys(const Key* keys, int64_t n, int64_t* counts) const;
-  bool Crowded(int s, int64_t more) const {
-    return shard(s).size() + more >
-           IndexShard::MostKeys(shard(s).num_buckets());
-  }
-  int64_t SizeFor(int s, int64_t more, int bits) const;
-  bool Resize(PageSource* pages, int s, int64_t buckets);
-
-  Part parts[kNumParts];
-  int location_bits = 1;
-};
 
 // Keys per shard.
 void RowIndex::State::CountKeys(const Key* keys, int64_t n,
@@ -201,9 +90,11 @@ void RowIndex::State::CountNewKeys(const Key* keys, int64_t n,
     any |= crowded[s] && shard(s).size() > 0;
   }
   if (!any) return;
-  ForEachKey(*this, keys, n, [&](int64_t, HashedKey key) {
-    if (crowded[key.shard] && Find(key) != kNoLocation) --counts[key.shard];
-  });
+  ForEachKey(*this, keys, n,
+             [&](int64_t, HashedKey key, const IndexShard::Search&) {
+               if (crowded[key.shard] && Find(key) != kNoLocation)
+                 --counts[key.shard];
+             });
 }
 
 // The buckets that a shard needs for `more` keys: what it has, if that will do.
@@ -248,9 +139,10 @@ void RowIndex::Find(const Key* keys, int64_t n, uint64_t* locations) const {
     std::fill(locations, locations + n, kNoLocation);
     return;
   }
-  ForEachKey(*state_, keys, n, [&](int64_t i, HashedKey key) {
-    locations[i] = state_->Find(key);
-  });
+  ForEachKey(*state_, keys, n,
+             [&](int64_t i, HashedKey key, const IndexShard::Search& search) {
+               locations[i] = state_->End(key, search);
+             });
 }
 
 Status RowIndex::Grow(const int64_t* more, uint64_t max_location) {
@@ -328,10 +220,11 @@ int64_t RowIndex::BytesAfterReserve(const Key* keys, int64_t n,
 void RowIndex::Put(const Key* keys, const uint64_t* locations, int64_t n,
                    uint64_t* old) {
   if (n == 0) return;  // perhaps nothing was ever reserved
-  ForEachKey(*state_, keys, n, [&](int64_t i, HashedKey key) {
-    old[i] = state_->Replace(key, locations[i]);
-    if (old[i] == kNoLocation) state_->Insert(key, locations[i]);
-  });
+  ForEachKey(*state_, keys, n,
+             [&](int64_t i, HashedKey key, const IndexShard::Search&) {
+               old[i] = state_->Replace(key, locations[i]);
+               if (old[i] == kNoLocation) state_->Insert(key, locations[i]);
+             });
 }
 
 void RowIndex::Erase(const Key* keys, int64_t n, uint64_t* old) {
@@ -340,7 +233,9 @@ void RowIndex::Erase(const Key* keys, int64_t n, uint64_t* old) {
     return;
   }
   ForEachKey(*state_, keys, n,
-             [&](int64_t i, HashedKey key) { old[i] = state_->Erase(key); });
+             [&](int64_t i, HashedKey key, const IndexShard::Search&) {
+               old[i] = state_->Erase(key);
+             });
 }
 
 void RowIndex::Move(const Key* keys, const uint64_t* from, const uint64_t* to,
@@ -349,10 +244,13 @@ void RowIndex::Move(const Key* keys, const uint64_t* from, const uint64_t* to,
     std::fill(moved, moved + n, uint8_t{0});
     return;
   }
-  ForEachKey(*state_, keys, n, [&](int64_t i, HashedKey key) {
-    moved[i] = state_->Find(key) == from[i] && from[i] != kNoLocation ? 1 : 0;
-    if (moved[i] != 0) state_->Replace(key, to[i]);
-  });
+  ForEachKey(*state_, keys, n,
+             [&](int64_t i, HashedKey key, const IndexShard::Search&) {
+               moved[i] = state_->Find(key) == from[i] && from[i] != kNoLocation
+                              ? 1
+                              : 0;
+               if (moved[i] != 0) state_->Replace(key, to[i]);
+             });
 }
 
 void RowIndex::Clear() { state_.reset(); }

@@ -47,6 +47,14 @@ class RowIndex {
   // locations[i] of keys[i], or kNoLocation.
   void Find(const Key* keys, int64_t n, uint64_t* locations) const;
 
+  // The same for rows in memory: calls then(i, row) in order, where row is
+  // row_of(location), null where there is none, and the row's first lines have
+  // been fetched while others were searched. REQUIRES: not empty. Defined in
+  // row_index_state.h.
+  template <class RowOf, class Then>
+  void FindRows(const Key* keys, int64_t n, int64_t row_bytes,
+                const RowOf& row_of, const Then& then) const;
+
   // Makes room for these keys, those which are there or occur twice included,
   // and for locations below `max_location`. After ok, one Put of them takes no
   // memory and cannot fail. kNoMemory: nothing has changed but the room.
