@@ -33,6 +33,9 @@ Outcome Inspect(const std::shared_ptr<SimEnv>& env, const Model& model) {
   if (!loaded.ok()) {
     CHECK(!verified);
     CHECK(Dump(store.get()).empty());  // nothing was changed
+    for (const std::string& path : env->Files()) {
+      CHECK(path.rfind("store/seg/", 0) != 0);
+    }
     return Outcome::kFound;
   }
   std::vector<Key> keys;
