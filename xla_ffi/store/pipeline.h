@@ -7,7 +7,7 @@ namespace oneemb {
 
 // How many keys lie between two stages: enough that what one asked for has
 // arrived when the next needs it, few enough that it has not been driven out.
-constexpr int64_t kPipelineAhead = 16;
+constexpr int64_t kPipelineAhead = 8;
 
 // Runs every stage for 0 <= i < n, each in order of i, but with the stages of
 // different i interleaved: stage k works on i while stage k + 1 works on
@@ -16,7 +16,7 @@ constexpr int64_t kPipelineAhead = 16;
 template <class Item, class... Stages>
 inline void Pipeline(int64_t n, const Stages&... stages) {
   constexpr int64_t kStages = sizeof...(Stages);
-  constexpr int64_t kRing = 64;
+  constexpr int64_t kRing = 32;
   static_assert((kStages - 1) * kPipelineAhead < kRing,
                 "an item is not overwritten before its last stage");
   Item ring[kRing];
@@ -35,7 +35,7 @@ inline void Pipeline(int64_t n, const Stages&... stages) {
 // for one without effect, and drops calls of it, lambdas included.
 [[gnu::always_inline]] inline void PrefetchRow(const char* row, int64_t bytes) {
   constexpr int64_t kLine = 64;
-  constexpr int64_t kMost = 16 * kLine;
+  constexpr int64_t kMost = 32 * kLine;
   for (int64_t at = 0; at < bytes && at < kMost; at += kLine) {
     __builtin_prefetch(row + at);
   }
