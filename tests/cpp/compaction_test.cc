@@ -1,0 +1,144 @@
+// What compaction costs, what it keeps, and what it leaves alone.
+#include <algorithm>
+
+#include "test_store.h"
+
+namespace oneemb {
+namespace {
+
+constexpr int64_t kWidth = 100;
+
+StoreOptions Options(std::shared_ptr<Env> env) {
+  StoreOptions options = SmallOptions(std::move(env), kWidth);
+  options.ssd.segment_bytes = int64_t{64} << 10;
+  return options;
+}
+
+StoreStats StatsOf(const Store& store) {
+  StoreStats stats;
+  CHECK_OK(store.Stats(&stats));
+  return stats;
+}
+
+// A batch of different ids below `ids`.
+TestBatch Distinct(std::mt19937_64* random, uint64_t ids, size_t count) {
+  TestBatch batch;
+  std::map<Key, bool> seen;
+  while (batch.keys.size() < count) {
+    const Key key{(*random)() % ids, 0};
+    if (!seen.emplace(key, true).second) continue;
+    batch.Add(key, MakeRow(key, (*random)(), kWidth));
+  }
+  return batch;
+}
+
+TEST(OverwritingAtSeventyPercentCostsTwoWritesARow) {
+  constexpr uint64_t kIds = 30000;
+  const auto store = OpenStore(Options(std::make_shared<SimEnv>()));
+  std::mt19937_64 random(1);
+  StoreStats before;
+  for (uint64_t put = 0; put < 12 * kIds; put += 1000) {
+    const TestBatch batch = Distinct(&random, kIds, 1000);
+    CHECK_OK(store->Put(batch.span(), batch.rows.data()));
+    if (put == 6 * kIds) before = StatsOf(*store);
+  }
+  const StoreStats after = StatsOf(*store);
+  const auto put = static_cast<double>(after.put_bytes - before.put_bytes);
+  const auto moved =
+      static_cast<double>(after.moved_bytes - before.moved_bytes);
+  std::cout << "write amplification " << (put + moved) / put << '\n';
+  CHECK(moved > 0);
+  CHECK((put + moved) / put <= 2);
+  // The disk is not fuller than promised, but for a segment that dies.
+  const auto slots = static_cast<double>(after.slots);
+  CHECK(static_cast<double>(after.live_slots) >=
+        0.7 * (slots - 2.0 * slots / static_cast<double>(after.segments)));
+}
+
+TEST(CompactionKeepsToItsShare) {
+  StoreOptions options = Options(std::make_shared<SimEnv>());
+  options.ssd.utilisation = 0.95;  // wants far more than it may
+  options.ssd.compaction_share = 0.5;
+  const auto store = OpenStore(options);
+  std::mt19937_64 random(1);
+  for (int i = 0; i < 200; ++i) {
+    const TestBatch batch = Distinct(&random, 8000, 1000);
+    CHECK_OK(store->Put(batch.span(), batch.rows.data()));
+    const StoreStats stats = StatsOf(*store);
+    // A step ends what it has begun: one segment above.
+    CHECK(stats.moved_bytes <=
+          stats.put_bytes / 2 + 2 * options.ssd.segment_bytes);
+  }
+  CHECK(StatsOf(*store).moved_bytes > 10 * options.ssd.segment_bytes);
+}
+
+TEST(ADamagedRowKeepsItsSegmentAndTheOthersMove) {
+  const auto env = std::make_shared<SimEnv>();
+  StoreOptions options = Options(env);
+  options.ssd.compaction = CompactionMode::kManual;
+  const auto store = OpenStore(options);
+  std::mt19937_64 random(1);
+  Model model;
+  for (int i = 0; i < 4; ++i) {
+    const TestBatch batch = Distinct(&random, 3000, 1000);
+    CHECK_OK(store->Put(batch.span(), batch.rows.data()));
+    PutInto(&model, batch);
+  }
+  // One row of the first segment, erased ones aside.
+  const std::string path = [&] {
+    const std::vector<std::string> files = env->Files();
+    return *std::find_if(files.begin(), files.end(), [](const std::string& f) {
+      return f.rfind("store/seg/", 0) == 0;
+    });
+  }();
+  std::vector<char> content = env->Content(path);
+  const SegmentLayout layout = LayoutFor(kWidth);
+  for (int64_t slot = 0; slot < 20; ++slot) {
+    content[static_cast<size_t>(layout.SlotOffset(slot) + 50)] ^= 1;
+  }
+  env->SetContent(path, content);
+  const Status status = store->Compact();
+  CHECK_EQ(status.kind(), StatusKind::kCorruption);
+  CHECK(status.message().find(path) != std::string::npos);
+  CHECK_OK(store->Compact());
+  CHECK_EQ(StatsOf(*store).damaged_segments, 1);
+  int64_t failed = 0;
+  for (const auto& [key, row] : model) {
+    std::vector<char> out(kWidth);
+    uint8_t found = 0;
+    const Status read = store->Fetch({&key, 1}, out.data(), &found);
+    if (found == kRowFailed) {
+      CHECK_EQ(read.kind(), StatusKind::kCorruption);
+      ++failed;
+    } else {
+      CHECK(found == kRowFound && out == row);
+    }
+  }
+  CHECK(failed > 0 && failed <= 20);
+}
+
+// What cannot be synced where it is, is moved to where it can.
+TEST(RowsOfASegmentThatCannotBeSealedAreSavedAllTheSame) {
+  for (int64_t k = 0; k < 12; ++k) {
+    const auto env = std::make_shared<SimEnv>();
+    const auto store = OpenStore(Options(env));
+    std::mt19937_64 random(1);
+    const TestBatch batch = Distinct(&random, 3000, 100);
+    CHECK_OK(store->Put(batch.span(), batch.rows.data()));
+    env->Reset();
+    env->FailAtCall(k, Fault::kIoError, false);
+    const bool saved = store->Save("s", "").ok();
+    const bool failed = env->failures() > 0;
+    env->Reset();
+    if (!saved) CHECK_OK(store->Save("s", ""));
+    CHECK(failed);
+    CHECK_OK(store->Verify("s"));
+    CHECK_OK(store->Load("s", nullptr));
+    Model model;
+    PutInto(&model, batch);
+    CHECK(Dump(store.get()) == model);
+  }
+}
+
+}  // namespace
+}  // namespace oneemb

@@ -1,0 +1,126 @@
+// Which row lives where, without any disk.
+#include "store/segment_map.h"
+
+#include "check.h"
+#include "test_store.h"
+
+namespace oneemb {
+namespace {
+
+constexpr int64_t kSlots = 100;
+
+struct Fixture {
+  SegmentMap map{kSlots};
+  int64_t a = map.Add(std::make_shared<Segment>());
+  int64_t b = map.Add(std::make_shared<Segment>());
+
+  uint64_t Where(Key key) const {
+    uint64_t location = 0;
+    std::shared_ptr<const SegmentTable> table;
+    map.Find({&key, 1}, &location, &table);
+    return location;
+  }
+  void Publish(Key key, uint64_t location) {
+    CHECK_OK(map.Publish({&key, 1}, &location));
+  }
+  void Move(Key key, uint64_t from, uint64_t to) {
+    CHECK_OK(map.Move({&key, 1}, &from, &to));
+  }
+  // Live slots of both segments, as 'a' and 'b' with their numbers.
+  std::string Live() const {
+    std::string live;
+    for (const SegmentView& view : map.Capture()) {
+      for (int64_t s = view.live.NextSet(0); s < kSlots;
+           s = view.live.NextSet(s + 1)) {
+        live += std::to_string(s) + (view.num_slots > 0 ? "! " : " ");
+      }
+      live += "; ";
+    }
+    return live;
+  }
+};
+
+TEST(ANewerVersionTakesThePlaceOfTheOlder) {
+  Fixture f;
+  f.Publish({1, 0}, f.map.Location(f.a, 3));
+  CHECK_EQ(f.Live(), "3 ; ");
+  f.Publish({1, 0}, f.map.Location(f.b, 99));
+  CHECK_EQ(f.Live(), "99 ; ");
+  CHECK_EQ(f.map.size(), 1);
+  CHECK_EQ(f.map.PlaceOf(f.Where({1, 0})), f.b);
+  CHECK_EQ(f.map.SlotOf(f.Where({1, 0})), 99);
+}
+
+TEST(OfAKeyThatOccursTwiceOneSlotLives) {
+  Fixture f;
+  const Key keys[] = {{1, 0}, {1, 0}};
+  const uint64_t locations[] = {f.map.Location(f.a, 0), f.map.Location(f.a, 1)};
+  CHECK_OK(f.map.Publish({keys, 2}, locations));
+  CHECK_EQ(f.Live(), "1 ; ");
+  CHECK_EQ(f.Where({1, 0}), locations[1]);
+}
+
+TEST(AMoveNeverBringsBackAnOlderVersion) {
+  Fixture f;
+  const uint64_t old = f.map.Location(f.a, 0);
+  const uint64_t copy = f.map.Location(f.b, 0);
+  const uint64_t newer = f.map.Location(f.b, 7);
+  f.Publish({1, 0}, old);
+  f.Publish({1, 0}, newer);  // between the copy and the move
+  f.Move({1, 0}, old, copy);
+  CHECK_EQ(f.Where({1, 0}), newer);
+  CHECK_EQ(f.Live(), "7 ; ");
+  uint8_t erased = 0;
+  const Key key{1, 0};
+  f.map.Erase({&key, 1}, &erased);
+  CHECK_EQ(erased, 1);
+  f.Move({1, 0}, newer, copy);  // nor one that was erased
+  CHECK_EQ(f.Where({1, 0}), kNoLocation);
+  CHECK_EQ(f.Live(), "");
+}
+
+TEST(AMoveOfTheNewestVersionMovesIt) {
+  Fixture f;
+  f.Publish({1, 0}, f.map.Location(f.a, 0));
+  f.Move({1, 0}, f.map.Location(f.a, 0), f.map.Location(f.b, 5));
+  CHECK_EQ(f.Where({1, 0}), f.map.Location(f.b, 5));
+  CHECK_EQ(f.Live(), "5 ; ");
+}
+
+TEST(VictimsAreClosedAndWorthIt) {
+  Fixture f;
+  for (uint64_t id = 0; id < 100; ++id) {
+    f.Publish({id, 0}, f.map.Location(f.a, static_cast<int64_t>(id)));
+  }
+  CHECK_EQ(f.map.PickVictim(0.7, false).place, -1);  // open
+  f.map.Close(f.a, 100, true);
+  CHECK_EQ(f.map.PickVictim(0.7, false).place, -1);  // all live
+  for (uint64_t id = 0; id < 80; ++id) {
+    f.Publish({id, 0}, f.map.Location(f.b, static_cast<int64_t>(id)));
+  }
+  // 20 % live, but less than a segment of dead slots: padding may be that much.
+  CHECK_EQ(f.map.PickVictim(0.7, false).place, -1);
+  f.map.Close(f.b, 100, true);
+  CHECK_EQ(f.map.PickVictim(0.7, false).place, f.a);  // 100 of 200 slots
+  CHECK_EQ(f.map.PickVictim(0.4, false).place, -1);
+  CHECK_EQ(f.map.PickVictim(0.7, true).place, -1);
+  f.map.Pin(f.a);
+  CHECK_EQ(f.map.PickVictim(0.7, false).place, -1);
+}
+
+TEST(SegmentsThatAreDeadOrNotSealedComeFirst) {
+  Fixture f;
+  f.Publish({1, 0}, f.map.Location(f.a, 0));
+  f.map.Close(f.a, 1, false);
+  CHECK_EQ(f.map.PickVictim(0.7, true).place, f.a);
+  Fixture g;
+  g.map.Close(g.b, 1, true);
+  CHECK_EQ(g.map.PickVictim(0.7, true).place, g.b);
+  g.map.Remove(g.b);
+  CHECK_EQ(g.map.PickVictim(0.7, true).place, -1);
+  // Its place is used again.
+  CHECK_EQ(g.map.Add(std::make_shared<Segment>()), g.b);
+}
+
+}  // namespace
+}  // namespace oneemb

@@ -1,0 +1,60 @@
+#include "store/log_writer.h"
+
+namespace oneemb {
+
+int64_t LogWriter::PlaceOf(SegmentMap* map,
+                           const std::shared_ptr<const Segment>& s) {
+  for (const Known& known : known_) {
+    if (known.segment == s) return known.place;
+  }
+  known_.push_back({s, map->Add(s)});
+  return known_.back().place;
+}
+
+Status LogWriter::Append(SegmentMap* map, KeySpan keys, const char* rows,
+                         std::vector<uint64_t>* locations) {
+  std::vector<SlotRun> runs;
+  locations->clear();
+  locations->reserve(static_cast<size_t>(keys.size));
+  Status written = writer_.Append(keys, rows, &runs);
+  if (written.kind() == StatusKind::kIoError) {
+    Settle(map);
+    written = writer_.Append(keys, rows, &runs);
+  }
+  if (!written.ok()) {
+    Settle(map);
+    return written;
+  }
+  for (const SlotRun& run : runs) {
+    const int64_t place = PlaceOf(map, run.segment);
+    for (int64_t i = 0; i < run.count; ++i) {
+      locations->push_back(map->Location(place, run.first_slot + i));
+    }
+  }
+  return {};
+}
+
+void LogWriter::Settle(SegmentMap* map) {
+  for (const ClosedSegment& closed : writer_.TakeClosed()) {
+    const int64_t place = PlaceOf(map, closed.segment);
+    map->Close(place, closed.num_slots, closed.sealed.ok());
+    for (size_t k = 0; k < known_.size(); ++k) {
+      if (known_[k].place != place) continue;
+      known_.erase(known_.begin() + static_cast<std::ptrdiff_t>(k));
+      break;
+    }
+  }
+}
+
+void LogWriter::Close(SegmentMap* map) {
+  writer_.Close();
+  Settle(map);
+}
+
+void LogWriter::Abandon() {
+  writer_.Abandon();
+  (void)writer_.TakeClosed();
+  known_.clear();
+}
+
+}  // namespace oneemb

@@ -1,0 +1,72 @@
+// Reads single rows from segments, many at a time.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "store/aligned_buffer.h"
+#include "store/env.h"
+#include "store/io_queue.h"
+#include "store/key.h"
+#include "store/segment.h"
+#include "store/status.h"
+
+namespace oneemb {
+
+// What became of one key of a fetch.
+constexpr uint8_t kRowAbsent = 0;
+constexpr uint8_t kRowFound = 1;
+constexpr uint8_t kRowFailed = 2;  // it exists, and could not be read
+
+// One row to read.
+struct RowRead {
+  const Segment* segment;
+  int64_t slot;
+  int64_t item;  // its place in the caller's batch
+};
+
+// For one thread at a time.
+class RowReader {
+ public:
+  // Reads begin and end at multiples of block_bytes, 512 or 4096.
+  static Status Open(Env* env, int depth, int64_t block_bytes,
+                     std::unique_ptr<RowReader>* reader);
+
+  // Reads all rows, at depth; the reads must be sorted by segment and slot.
+  // Row i goes to rows + item * row_bytes, and found[item] becomes kRowFound or
+  // kRowFailed, in which case the row is left as it was. Checks that each row
+  // is whole and has the key that was asked for. Returns the first failure.
+  Status Read(const std::vector<RowRead>& reads, KeySpan keys, char* rows,
+              uint8_t* found);
+
+  int64_t memory_bytes() const;
+
+ private:
+  // One transfer, and the rows that it brings.
+  struct Slot {
+    AlignedBuffer memory;
+    Transfer transfer;
+    size_t begin = 0;
+    size_t end = 0;
+  };
+  struct Batch;
+
+  RowReader(int depth, int64_t block_bytes);
+
+  size_t Plan(const Batch& batch, size_t begin, Slot* slot) const;
+  void Finish(const Batch& batch);
+  void Deliver(const Batch& batch, Slot* slot);
+  Status Unpack(const Batch& batch, const Slot& slot,
+                const RowRead& read) const;
+  Status ReadAgain(const Batch& batch, const RowRead& read);
+
+  const int64_t block_bytes_;
+  std::unique_ptr<IoQueue> queue_;
+  std::unique_ptr<IoQueue> again_;  // for second attempts, one by one
+  Slot again_slot_;
+  std::vector<Slot> slots_;
+  std::vector<Slot*> free_;
+};
+
+}  // namespace oneemb

@@ -1,0 +1,132 @@
+// Which row lives where: the index from keys to locations, and for each segment
+// which of its slots are live. All in memory, no I/O.
+//
+// A location is a segment's place in the table of segments and a slot. Places
+// are used again, so a location means something only together with the table
+// of the moment at which it was found.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "store/key.h"
+#include "store/mutex.h"
+#include "store/row_index.h"
+#include "store/segment.h"
+#include "store/segment_scan.h"
+#include "store/status.h"
+
+namespace oneemb {
+
+using SegmentTable = std::vector<std::shared_ptr<const Segment>>;
+
+// A segment at one moment.
+struct SegmentView {
+  std::shared_ptr<const Segment> segment;
+  Bitmap live;
+  int64_t num_slots;  // 0 while the segment is open
+  bool durable;       // sealed
+};
+
+// What compaction should empty next.
+struct Victim {
+  int64_t place = -1;  // -1: nothing is worth it
+  int64_t live = 0;
+  SegmentView view;
+};
+
+// Thread-safe. A batch is published, moved or erased as a whole: no other
+// thread sees half of it.
+class SegmentMap {
+ public:
+  // `slots` bounds the slots of any segment that is added.
+  explicit SegmentMap(int64_t slots);
+
+  // locations[i] is kNoLocation where there is no row; *table is theirs.
+  void Find(KeySpan keys, uint64_t* locations,
+            std::shared_ptr<const SegmentTable>* table) const;
+
+  uint64_t Location(int64_t place, int64_t slot) const {
+    return static_cast<uint64_t>(place) << slot_bits_ |
+           static_cast<uint64_t>(slot);
+  }
+  int64_t PlaceOf(uint64_t location) const {
+    return static_cast<int64_t>(location >> slot_bits_);
+  }
+  int64_t SlotOf(uint64_t location) const {
+    return static_cast<int64_t>(location & ((uint64_t{1} << slot_bits_) - 1));
+  }
+
+  // Adds a segment that may still get rows; returns its place. Nobody empties
+  // or removes it before Close.
+  int64_t Add(std::shared_ptr<const Segment> segment);
+  void Close(int64_t place, int64_t num_slots, bool durable);
+  // Forgets a segment without live rows.
+  void Remove(int64_t place);
+
+  // Before a bulk load of this many rows in this many segments. kNoMemory
+  // changes nothing.
+  Status Reserve(int64_t rows, int64_t segments);
+  // At most what totals().memory_bytes becomes when these keys are published.
+  int64_t BytesAfter(KeySpan keys) const;
+  // From now on the rows live at these locations. Of a key that occurs twice
+  // the later counts. kNoMemory changes nothing.
+  Status Publish(KeySpan keys, const uint64_t* locations);
+  void Erase(KeySpan keys, uint8_t* erased);
+  // Rows that still live at `from` live at `to` now; the others have a newer
+  // version, or none. kNoMemory changes nothing.
+  Status Move(KeySpan keys, const uint64_t* from, const uint64_t* to);
+
+  // What to compact to keep this share of all slots live. Segments that could
+  // not be sealed and such without live rows come first, always. `urgent`
+  // ones only when `only_urgent`.
+  Victim PickVictim(double utilisation, bool only_urgent) const;
+  // A damaged row was found there: compaction leaves the segment alone.
+  void Pin(int64_t place);
+
+  // Every segment that has live rows.
+  std::vector<SegmentView> Capture() const;
+
+  int64_t size() const;
+  struct Totals {
+    int64_t segments = 0;
+    int64_t slots = 0;  // of closed segments
+    int64_t live = 0;   // in closed segments
+    int64_t pinned = 0;
+    int64_t memory_bytes = 0;
+    int64_t index_bytes = 0;
+  };
+  Totals totals() const;
+
+ private:
+  struct Entry {
+    Bitmap live;
+    int64_t num_live = 0;
+    int64_t num_slots = 0;
+    uint64_t closed_at = 0;  // clock_
+    bool closed = false;
+    bool durable = false;
+    bool pinned = false;
+  };
+
+  uint64_t EndOfLocations() const ONEEMB_REQUIRES_SHARED(mutex_);
+  int64_t BitmapBytes() const ONEEMB_REQUIRES_SHARED(mutex_);
+  void SetLive(uint64_t location) ONEEMB_REQUIRES(mutex_);
+  void SetDead(uint64_t location) ONEEMB_REQUIRES(mutex_);
+  // How much emptying the segment gains; below 0: not at all.
+  double Gain(const Entry& entry) const ONEEMB_REQUIRES_SHARED(mutex_);
+  SegmentView View(size_t place) const ONEEMB_REQUIRES_SHARED(mutex_);
+
+  const int64_t slots_;
+  const int slot_bits_;
+  mutable SharedMutex mutex_;
+  RowIndex index_ ONEEMB_GUARDED_BY(mutex_);
+  // Replaced, never changed: readers keep the one that they found.
+  std::shared_ptr<const SegmentTable> table_ ONEEMB_GUARDED_BY(mutex_);
+  std::vector<Entry> entries_ ONEEMB_GUARDED_BY(mutex_);  // by place
+  std::vector<int64_t> free_ ONEEMB_GUARDED_BY(mutex_);
+  uint64_t clock_ ONEEMB_GUARDED_BY(mutex_) = 0;  // rows published
+};
+
+}  // namespace oneemb

@@ -1,0 +1,217 @@
+#include "store/segment_writer.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "store/crc32c.h"
+#include "store/files.h"
+
+namespace oneemb {
+
+SegmentWriter::SegmentWriter(SegmentWriterOptions options)
+    : options_(std::move(options)) {}
+
+SegmentWriter::~SegmentWriter() {
+  // Every public call leaves nothing in flight.
+}
+
+int64_t SegmentWriter::memory_bytes() const {
+  return static_cast<int64_t>(buffers_.size()) * capacity_ +
+         static_cast<int64_t>(ids_.capacity() * sizeof(uint64_t) +
+                              tables_.capacity() * sizeof(uint16_t));
+}
+
+// Buffers and queue, at the first use.
+Status SegmentWriter::Prepare() {
+  if (queue_ != nullptr) return {};
+  const int64_t frame = options_.layout.frame_bytes;
+  capacity_ =
+      kBlockBytes + std::max(frame, RoundDown(options_.write_bytes, frame));
+  std::vector<Buffer> buffers(static_cast<size_t>(options_.write_depth));
+  for (Buffer& buffer : buffers) {
+    ONEEMB_RETURN_IF_ERROR(buffer.memory.Resize(capacity_));
+  }
+  ONEEMB_RETURN_IF_ERROR(
+      IoQueue::Open(options_.env, options_.write_depth, &queue_));
+  buffers_ = std::move(buffers);
+  return {};
+}
+
+Status SegmentWriter::OpenNext() {
+  ONEEMB_RETURN_IF_ERROR(Prepare());
+  auto fresh = std::make_shared<Segment>();
+  fresh->layout = options_.layout;
+  fresh->number = options_.next_number->fetch_add(1);
+  fresh->salt = options_.env->Random();
+  fresh->name = SegmentName(fresh->number, fresh->salt);
+  const std::string path = JoinPath(options_.folder, fresh->name);
+  const int64_t slots = options_.slots_per_segment;
+  ids_.reserve(static_cast<size_t>(slots));
+  tables_.reserve(static_cast<size_t>(slots));
+  ONEEMB_RETURN_IF_ERROR(options_.env->Open(path, OpenMode::kCreate,
+                                            Caching::kDirect, &fresh->file));
+  // A full disk shows here, before any row is taken.
+  Status allocated = fresh->file->Allocate(SegmentBytes(fresh->layout, slots));
+  if (!allocated.ok()) {
+    (void)options_.env->Remove(path);  // gives back what was allocated
+    return allocated;
+  }
+  EncodeHeader(fresh->layout, fresh->number, fresh->salt,
+               buffers_[current_].memory.data());
+  direct_io_ = fresh->file->direct();
+  fill_ = kBlockBytes;
+  offset_ = 0;
+  next_slot_ = 0;
+  ids_.clear();
+  tables_.clear();
+  segment_ = std::move(fresh);
+  return {};
+}
+
+void SegmentWriter::FinishOne() {
+  Transfer* const transfer = queue_->Finish();
+  buffers_[static_cast<size_t>(transfer->user)].in_flight = false;
+  if (write_status_.ok()) write_status_ = transfer->status;
+}
+
+// Hands the current buffer to the disk and turns to the next.
+void SegmentWriter::StartWrite() {
+  if (fill_ == 0) return;
+  Buffer& buffer = buffers_[current_];
+  buffer.transfer.file = segment_->file.get();
+  buffer.transfer.write = true;
+  buffer.transfer.offset = offset_;
+  buffer.transfer.data = buffer.memory.data();
+  buffer.transfer.bytes = fill_;
+  buffer.transfer.user = static_cast<int64_t>(current_);
+  buffer.in_flight = true;
+  queue_->Start(&buffer.transfer);
+  bytes_written_ += fill_;
+  offset_ += fill_;
+  fill_ = 0;
+  current_ = (current_ + 1) % buffers_.size();
+  while (buffers_[current_].in_flight) FinishOne();
+}
+
+// Waits until all that was started is written.
+Status SegmentWriter::Drain() {
+  StartWrite();
+  while (queue_->in_flight() > 0) FinishOne();
+  return std::exchange(write_status_, {});
+}
+
+void SegmentWriter::PutRecord(Key key, const char* row) {
+  const SegmentLayout& layout = options_.layout;
+  const int64_t in_frame = next_slot_ % layout.slots_per_frame;
+  if (in_frame == 0 && fill_ + layout.frame_bytes > capacity_) StartWrite();
+  char* const frame = buffers_[current_].memory.data() + fill_;
+  EncodeRecord(layout, segment_->salt, next_slot_, key, row,
+               frame + in_frame * layout.pitch);
+  ids_.push_back(key.id);
+  tables_.push_back(key.table);
+  ++next_slot_;
+  if (in_frame + 1 == layout.slots_per_frame) PadFrame();
+}
+
+// Ends the frame of the last record: zeros, and slots that hold no row.
+void SegmentWriter::PadFrame() {
+  const SegmentLayout& layout = options_.layout;
+  const int64_t used = (next_slot_ - 1) % layout.slots_per_frame + 1;
+  char* const frame = buffers_[current_].memory.data() + fill_;
+  std::memset(frame + used * layout.pitch, 0,
+              static_cast<size_t>(layout.frame_bytes - used * layout.pitch));
+  next_slot_ += layout.slots_per_frame - used;
+  ids_.resize(static_cast<size_t>(next_slot_));
+  tables_.resize(static_cast<size_t>(next_slot_));
+  fill_ += layout.frame_bytes;
+}
+
+// Appends what fits into the open segment, and waits for it when that is the
+// rest of the rows or the segment is full.
+Status SegmentWriter::AppendRun(KeySpan keys, const char* rows,
+                                int64_t* taken) {
+  const SegmentLayout& layout = options_.layout;
+  *taken = std::min(keys.size, options_.slots_per_segment - next_slot_);
+  for (int64_t i = 0; i < *taken; ++i) {
+    PutRecord(keys[i], rows + i * layout.row_bytes);
+  }
+  if (next_slot_ % layout.slots_per_frame != 0) PadFrame();
+  return Drain();
+}
+
+Status SegmentWriter::Append(KeySpan keys, const char* rows,
+                             std::vector<SlotRun>* runs) {
+  runs->clear();
+  for (int64_t done = 0; done < keys.size;) {
+    if (segment_ == nullptr) ONEEMB_RETURN_IF_ERROR(OpenNext());
+    const int64_t first = next_slot_;
+    int64_t taken = 0;
+    const Status written =
+        AppendRun(keys.Slice(done, keys.size - done),
+                  rows + done * options_.layout.row_bytes, &taken);
+    if (!written.ok()) {
+      CloseWith(written);
+      return written;
+    }
+    runs->push_back({segment_, first, taken});
+    done += taken;
+    if (next_slot_ == options_.slots_per_segment) CloseWith(Seal());
+  }
+  return {};
+}
+
+Status SegmentWriter::WriteKeysAndTrailer() {
+  const int64_t keys_bytes = KeysBytes(next_slot_);
+  const int64_t begin = options_.layout.DataEnd(next_slot_);
+  AlignedBuffer end;
+  ONEEMB_RETURN_IF_ERROR(end.Resize(keys_bytes + kBlockBytes));
+  std::memset(end.data(), 0, static_cast<size_t>(end.size()));
+  const size_t id_bytes = ids_.size() * sizeof(uint64_t);
+  std::memcpy(end.data(), ids_.data(), id_bytes);
+  std::memcpy(end.data() + id_bytes, tables_.data(),
+              tables_.size() * sizeof(uint16_t));
+  EncodeTrailer(segment_->number, segment_->salt, next_slot_,
+                Crc32c(end.data(), keys_bytes), end.data() + keys_bytes);
+  for (int64_t done = 0; done < end.size(); done += options_.write_bytes) {
+    Transfer transfer;
+    transfer.file = segment_->file.get();
+    transfer.write = true;
+    transfer.offset = begin + done;
+    transfer.data = end.data() + done;
+    transfer.bytes = std::min(options_.write_bytes, end.size() - done);
+    ONEEMB_RETURN_IF_ERROR(queue_->Run(&transfer));
+  }
+  bytes_written_ += end.size();
+  return {};
+}
+
+// REQUIRES: drained.
+Status SegmentWriter::Seal() {
+  ONEEMB_RETURN_IF_ERROR(WriteKeysAndTrailer());
+  File* const file = segment_->file.get();
+  ONEEMB_RETURN_IF_ERROR(
+      file->Truncate(SegmentBytes(options_.layout, next_slot_)));
+  ONEEMB_RETURN_IF_ERROR(file->Sync());
+  return file->SetReadOnly();
+}
+
+void SegmentWriter::CloseWith(Status sealed) {
+  closed_.push_back({std::move(segment_), next_slot_, std::move(sealed)});
+  Abandon();
+}
+
+void SegmentWriter::Close() {
+  if (segment_ != nullptr) CloseWith(Seal());
+}
+
+void SegmentWriter::Abandon() {
+  segment_ = nullptr;
+  fill_ = 0;
+}
+
+std::vector<ClosedSegment> SegmentWriter::TakeClosed() {
+  return std::exchange(closed_, {});
+}
+
+}  // namespace oneemb

@@ -1,0 +1,333 @@
+#include "store/ssd_tier.h"
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "store/files.h"
+
+namespace oneemb {
+namespace {
+
+constexpr int64_t kIterateBytes = int64_t{1} << 20;
+
+}  // namespace
+
+Status RowIterator::Next(RowBatch* batch) {
+  batch->Clear();
+  for (; next_ < views_.size(); ++next_, scan_ = nullptr) {
+    SegmentView& view = views_[next_];
+    if (scan_ == nullptr) {
+      scan_ = std::make_unique<SegmentScan>(view.segment, std::move(view.live));
+    }
+    ONEEMB_RETURN_IF_ERROR(scan_->Next(env_.get(), kIterateBytes, batch));
+    if (!batch->empty()) return {};
+  }
+  return {};
+}
+
+SsdTier::SsdTier(std::shared_ptr<Env> env, std::string folder,
+                 const SsdTierOptions& options)
+    : env_(std::move(env)),
+      folder_(std::move(folder)),
+      options_(options),
+      layout_(LayoutFor(options.row_bytes)),
+      slots_per_segment_(layout_.SlotsIn(options.segment_bytes)),
+      put_log_(WriterOptions()),
+      compactor_(WriterOptions(), options.utilisation),
+      map_(std::make_shared<SegmentMap>(slots_per_segment_)) {}
+
+SegmentWriterOptions SsdTier::WriterOptions() {
+  return {env_.get(),
+          folder_,
+          layout_,
+          slots_per_segment_,
+          options_.write_bytes,
+          options_.write_depth,
+          &next_number_};
+}
+
+Status SsdTier::Open(std::shared_ptr<Env> env, const std::string& folder,
+                     const SsdTierOptions& options,
+                     std::unique_ptr<SsdTier>* tier) {
+  std::unique_ptr<SsdTier> fresh(new SsdTier(std::move(env), folder, options));
+  if (options.compaction == CompactionMode::kBackground) {
+    SsdTier* const self = fresh.get();
+    fresh->thread_ = std::thread([self] { self->CompactInBackground(); });
+  }
+  *tier = std::move(fresh);
+  return {};
+}
+
+SsdTier::~SsdTier() {
+  if (!thread_.joinable()) return;
+  {
+    const MutexLock lock(wake_mutex_);
+    stop_ = true;
+    wake_.NotifyAll();
+  }
+  thread_.join();
+}
+
+std::shared_ptr<SegmentMap> SsdTier::map() const {
+  const MutexLock lock(map_mutex_);
+  return map_;
+}
+
+Status SsdTier::TakeReader(std::unique_ptr<RowReader>* reader) {
+  {
+    const MutexLock lock(reader_mutex_);
+    if (!readers_.empty()) {
+      *reader = std::move(readers_.back());
+      readers_.pop_back();
+      return {};
+    }
+  }
+  ONEEMB_RETURN_IF_ERROR(RowReader::Open(env_.get(), options_.read_depth,
+                                         options_.block_bytes, reader));
+  read_buffer_bytes_ += (*reader)->memory_bytes();
+  return {};
+}
+
+void SsdTier::GiveReader(std::unique_ptr<RowReader> reader) {
+  const MutexLock lock(reader_mutex_);
+  readers_.push_back(std::move(reader));
+}
+
+Status SsdTier::Fetch(KeySpan keys, char* rows, uint8_t* found) {
+  std::vector<uint64_t> locations(static_cast<size_t>(keys.size));
+  std::shared_ptr<const SegmentTable> table;
+  const std::shared_ptr<SegmentMap> map = this->map();
+  map->Find(keys, locations.data(), &table);
+  std::vector<std::pair<uint64_t, int64_t>> order;
+  order.reserve(locations.size());
+  for (int64_t i = 0; i < keys.size; ++i) {
+    const uint64_t location = locations[static_cast<size_t>(i)];
+    found[i] = kRowAbsent;
+    if (location != kNoLocation) order.emplace_back(location, i);
+  }
+  if (order.empty()) return {};
+  std::sort(order.begin(), order.end());
+  std::vector<RowRead> reads;
+  reads.reserve(order.size());
+  for (const auto& [location, item] : order) {
+    const auto place = static_cast<size_t>(map->PlaceOf(location));
+    reads.push_back({(*table)[place].get(), map->SlotOf(location), item});
+  }
+  for (const RowRead& read : reads) found[read.item] = kRowFailed;
+  std::unique_ptr<RowReader> reader;
+  ONEEMB_RETURN_IF_ERROR(TakeReader(&reader));
+  Status status = reader->Read(reads, keys, rows, found);
+  GiveReader(std::move(reader));
+  return status;
+}
+
+Status SsdTier::CheckBudget(KeySpan keys) const {
+  const int64_t budget = options_.memory_budget_bytes;
+  if (budget == 0) return {};
+  const int64_t then = BufferBytes() + map()->BytesAfter(keys);
+  if (then <= budget) return {};
+  return {StatusKind::kNoSpace,
+          "memory_budget_bytes: " + std::to_string(keys.size) +
+              " more rows would take index, bitmaps and buffers to " +
+              std::to_string(then) + " bytes, above " + std::to_string(budget)};
+}
+
+int64_t SsdTier::BufferBytes() const {
+  return put_buffer_bytes_ + compact_buffer_bytes_ + read_buffer_bytes_;
+}
+
+Status SsdTier::Put(KeySpan keys, const char* rows) {
+  if (keys.size == 0) return {};
+  ONEEMB_RETURN_IF_ERROR(CheckBudget(keys));
+  Status status = PutOnce(keys, rows);
+  if (status.kind() == StatusKind::kNoSpace) {
+    // Segments without live rows may be what fills the disk.
+    bool worked = false;
+    const Status freed = CompactStep(true, &worked);
+    if (freed.ok() && worked) status = PutOnce(keys, rows);
+  }
+  return status;
+}
+
+Status SsdTier::PutOnce(KeySpan keys, const char* rows) {
+  Status status;
+  int64_t bytes = 0;
+  {
+    const MutexLock lock(put_mutex_);
+    const std::shared_ptr<SegmentMap> map = this->map();
+    std::vector<uint64_t> locations;
+    const int64_t before = put_log_.bytes_written();
+    status = put_log_.Append(map.get(), keys, rows, &locations);
+    if (status.ok()) {
+      status = map->Publish(keys, locations.data());
+      put_log_.Settle(map.get());
+    }
+    bytes = put_log_.bytes_written() - before;
+    put_buffer_bytes_ = put_log_.memory_bytes();
+    direct_io_ = put_log_.direct_io();
+  }
+  put_bytes_ += bytes;
+  GrantCompaction(bytes);
+  return status;
+}
+
+void SsdTier::Erase(KeySpan keys, uint8_t* erased) {
+  map()->Erase(keys, erased);
+  const int64_t count = std::count(erased, erased + keys.size, uint8_t{1});
+  if (count > 0) GrantCompaction(count * layout_.pitch);
+}
+
+void SsdTier::Contains(KeySpan keys, uint8_t* found) const {
+  std::vector<uint64_t> locations(static_cast<size_t>(keys.size));
+  std::shared_ptr<const SegmentTable> table;
+  map()->Find(keys, locations.data(), &table);
+  for (int64_t i = 0; i < keys.size; ++i) {
+    const bool there = locations[static_cast<size_t>(i)] != kNoLocation;
+    found[i] = there ? kRowFound : kRowAbsent;
+  }
+}
+
+std::unique_ptr<RowIterator> SsdTier::Iterate() const {
+  return std::make_unique<RowIterator>(env_, map()->Capture());
+}
+
+// --- compaction ---
+
+void SsdTier::GrantCompaction(int64_t bytes) {
+  const auto granted = static_cast<int64_t>(static_cast<double>(bytes) *
+                                            options_.compaction_share);
+  // A long time without garbage must not end in a long storm of moves.
+  const int64_t most = 2 * options_.segment_bytes;
+  int64_t credit = credit_;
+  while (!credit_.compare_exchange_weak(credit,
+                                        std::min(most, credit + granted))) {
+  }
+  if (options_.compaction == CompactionMode::kInline) CompactWithinCredit();
+  if (options_.compaction != CompactionMode::kBackground) return;
+  const MutexLock lock(wake_mutex_);
+  work_ = true;
+  wake_.NotifyOne();
+}
+
+void SsdTier::CompactWithinCredit() {
+  bool worked = true;
+  while (worked && !stop_) {
+    // An error has changed nothing, and shows in the next snapshot if it
+    // matters to it; the next put tries again.
+    const bool only_urgent = credit_ <= 0;
+    if (!CompactStep(only_urgent, &worked).ok()) return;
+  }
+}
+
+Status SsdTier::CompactStep(bool only_urgent, bool* worked) {
+  const MutexLock lock(compact_mutex_);
+  const int64_t before = compactor_.bytes_written();
+  const std::shared_ptr<SegmentMap> map = this->map();
+  const Status status = compactor_.Step(map.get(), only_urgent, worked);
+  const int64_t bytes = compactor_.bytes_written() - before;
+  credit_ -= bytes;
+  moved_bytes_ += bytes;
+  compactions_ = compactor_.steps();
+  compact_buffer_bytes_ = compactor_.memory_bytes();
+  return status;
+}
+
+void SsdTier::CompactInBackground() {
+  for (;;) {
+    {
+      const MutexLock lock(wake_mutex_);
+      while (!work_ && !stop_) wake_.Wait(wake_mutex_);
+      if (stop_) return;
+      work_ = false;
+    }
+    CompactWithinCredit();
+  }
+}
+
+Status SsdTier::Compact() {
+  bool worked = true;
+  while (worked) ONEEMB_RETURN_IF_ERROR(CompactStep(false, &worked));
+  return {};
+}
+
+// --- snapshots ---
+
+// Seals both logs and moves out what lies in segments that could not be sealed.
+Status SsdTier::SealAll(SegmentMap* map) {
+  constexpr int kRounds = 3;
+  put_log_.Close(map);
+  for (int round = 0; round < kRounds; ++round) {
+    bool worked = true;
+    while (worked) {
+      ONEEMB_RETURN_IF_ERROR(compactor_.Step(map, true, &worked));
+    }
+    compactor_.Close(map);
+    const std::vector<SegmentView> views = map->Capture();
+    if (std::all_of(views.begin(), views.end(),
+                    [](const SegmentView& view) { return view.durable; })) {
+      return {};
+    }
+  }
+  return {StatusKind::kIoError,
+          folder_ +
+              ": rows could not be brought to the disk, neither where "
+              "they are nor elsewhere"};
+}
+
+Status SsdTier::Capture(const Link& link) {
+  const MutexLock compact_lock(compact_mutex_);
+  const std::shared_ptr<SegmentMap> map = this->map();
+  std::vector<SegmentView> views;
+  {
+    const MutexLock put_lock(put_mutex_);
+    ONEEMB_RETURN_IF_ERROR(SealAll(map.get()));
+    views = map->Capture();
+  }
+  return link(views);
+}
+
+Status SsdTier::Replace(const Build& build) {
+  const MutexLock compact_lock(compact_mutex_);
+  const MutexLock put_lock(put_mutex_);
+  std::shared_ptr<SegmentMap> fresh;
+  ONEEMB_RETURN_IF_ERROR(build(&fresh));
+  uint64_t newest = 0;
+  for (const SegmentView& view : fresh->Capture()) {
+    newest = std::max(newest, view.segment->number);
+  }
+  if (next_number_ <= newest) next_number_ = newest + 1;
+  put_log_.Abandon();
+  compactor_.Abandon();
+  {
+    const MutexLock lock(map_mutex_);
+    map_ = fresh;
+  }
+  RemoveStrangers(*fresh);
+  return {};
+}
+
+// Removes the files that no live segment has. One that stays costs space only.
+void SsdTier::RemoveStrangers(const SegmentMap& map) {
+  std::set<std::string> ours;
+  for (const SegmentView& view : map.Capture()) ours.insert(view.segment->name);
+  std::vector<std::string> names;
+  if (!env_->List(folder_, &names).ok()) return;
+  for (const std::string& name : names) {
+    if (ours.count(name) == 0) (void)env_->Remove(JoinPath(folder_, name));
+  }
+}
+
+SsdTier::Stats SsdTier::stats() const {
+  Stats stats;
+  stats.map = map()->totals();
+  stats.rows = size();
+  stats.put_bytes = put_bytes_;
+  stats.moved_bytes = moved_bytes_;
+  stats.compactions = compactions_;
+  stats.memory_bytes = stats.map.memory_bytes + BufferBytes();
+  stats.direct_io = direct_io_;
+  return stats;
+}
+
+}  // namespace oneemb
