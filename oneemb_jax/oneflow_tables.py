@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from oneemb_jax import oneflow_rows
+from oneemb_jax.counters import host_counters, size
 from oneemb_jax.embedding import MultiTableEmbedding, MultiTableMultiColumnEmbedding
 from oneemb_jax.host import grow as grow_table
 from oneemb_jax.host import set_rows, state_fields
@@ -19,7 +20,7 @@ from oneemb_jax.oneflow_format import Paths
 from oneemb_jax.oneflow_reader import Snapshot, open_ranks
 from oneemb_jax.oneflow_writer import SnapshotWriter
 from oneemb_jax.spec import TableSpec
-from oneemb_jax.table import Table, host_counters, size
+from oneemb_jax.table import Table
 
 Embedding = MultiTableEmbedding | MultiTableMultiColumnEmbedding
 
