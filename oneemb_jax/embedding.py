@@ -111,7 +111,8 @@ def _check_store(
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"{call}(optimizer={optimizer!r}): rows are not updated by optax or by "
-            f"name; pass what one of these makes: {_OPTIMIZERS}."
+            "name; pass the keyword argument optimizer, which one of these makes: "
+            f"{_OPTIMIZERS}."
         )
     check_row_width(options, embedding_dim, optimizer)
     return options
@@ -151,7 +152,7 @@ class _Embedding:
         padding_idx: int | None = None,
         seed: int = 0,
         *,
-        optimizer: Optimizer,
+        optimizer: Optimizer | None = None,
         key_space: str = "separate",
     ) -> None:
         call = type(self).__name__
@@ -181,7 +182,8 @@ class _Embedding:
             if self.spec.name in _open:
                 raise ValueError(
                     f"{call}(name={self.spec.name!r}): an embedding of that name "
-                    "exists already; close() it or choose another name."
+                    "exists already. Choose another name; or call close() on the "
+                    "first, or open it by `with`, to run the same code again."
                 )
             _open[self.spec.name] = self
 
@@ -231,8 +233,8 @@ class _Embedding:
         if check_table(table, type(self).__name__).spec != self.spec:
             raise ValueError(
                 f"{type(self).__name__}(table=...): the table belongs to another "
-                f"embedding: {table.spec}, not {self.spec}. Pass a table that this "
-                "embedding's init() made."
+                f"embedding, which differs in {table.spec.differences(self.spec)}. "
+                "Pass a table that this embedding's init() made."
             )
         return lookup(table, ids, table_ids, dtype=dtype)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 from oneemb_jax import _ffi
 from oneemb_jax.counters import host_counters
 from oneemb_jax.ids import id_words, table_id_period, unpack_ids
+from oneemb_jax.lookup import FLOATS
 from oneemb_jax.table import COUNTERS, Table, array_shapes, check_capacity
 
 
@@ -189,11 +191,24 @@ def get_rows(table: Table, ids: Any, table_ids: Any = None) -> Rows:
     return _read(table, words, tables)[1]
 
 
+def _padded(array: np.ndarray) -> np.ndarray:
+    """The array up to a power of two, so that few sizes are compiled.
+
+    The last entry is repeated: to read or write a row again changes nothing.
+    """
+    more = 2 ** (len(array) - 1).bit_length() - len(array)
+    return np.concatenate([array, np.repeat(array[-1:], more, axis=0)])
+
+
 def _read(table: Table, words: np.ndarray, tables: np.ndarray) -> tuple[Any, Rows]:
     """Whole rows as words, and what they mean."""
-    if not len(words):
-        words, tables = words.reshape(0, table.spec.id_words), np.zeros(1, np.int32)
-    raw, slots = (np.array(array) for array in _read_rows(table, words, tables))
+    n = len(words)
+    if n:
+        arrays = _read_rows(table, _padded(words), _padded(tables))
+        raw, slots = (np.array(array)[:n] for array in arrays)
+    else:
+        raw = np.zeros((0, table.spec.row_words), np.uint32)
+        slots = np.zeros(0, np.int32)
     embedding = raw[:, : table.spec.embedding_dim].view(np.float32)
     return raw, Rows(embedding, state_fields(table, raw), slots >= 0)
 
@@ -258,15 +273,16 @@ def set_rows(
         table: the table.
         ids: NumPy integers of any shape. Of an id given twice the last counts.
         embedding: float array of shape ``ids.shape + (embedding_dim,)``.
-        state: optimizer state by field name, as :func:`get_rows` gives it; a
-            field left out keeps its value, or the one a new row begins with.
+        state: optimizer state by field name, as :func:`get_rows` gives it, flat
+            or of the shape of ``ids``; a field left out keeps its value, or the
+            one a new row begins with.
         table_ids: as in ``lookup``.
 
     Returns:
         The next table.
 
     Raises:
-        TypeError: if ``ids`` do not fit the key type.
+        TypeError: if ``ids`` do not fit the key type, or values are no numbers.
         ValueError: if shapes or names do not fit, a table id is out of range, an
             id is ``padding_idx``, or there is no room; nothing is written then.
 
@@ -282,12 +298,8 @@ def set_rows(
     """
     host_counters(table, "set_rows")
     words, tables, shape = _host_ids(table, ids, table_ids, "set_rows")
-    values = np.asarray(embedding, np.float32)
-    wanted = (*shape, table.spec.embedding_dim)
-    if values.shape != wanted:
-        raise ValueError(
-            f"set_rows(embedding=...): shape {values.shape}, wanted {wanted}."
-        )
+    wanted = [(*shape, table.spec.embedding_dim)]
+    values = _as_rows(embedding, "embedding", np.float32, wanted)
     if not len(words):
         return table
     raw, rows = _read(table, words, tables)
@@ -299,6 +311,28 @@ def set_rows(
                 f"{table.spec.optimizer.name}: {sorted(rows.state)}."
             )
         field = rows.state[name]
-        field[...] = np.asarray(array, field.dtype).reshape(field.shape)
+        wanted = [(*shape, *field.shape[1:]), field.shape]
+        values = _as_rows(array, f"state[{name!r}]", field.dtype, wanted)
+        field[...] = values.reshape(field.shape)
     _check_room(table, words, tables, rows.found)
-    return _write_rows(table, words, tables, raw)
+    return _write_rows(table, *map(_padded, (words, tables, raw)))
+
+
+def _as_rows(
+    values: Any, argument: str, dtype: Any, shapes: Sequence[tuple[int, ...]]
+) -> np.ndarray:
+    """``values`` as NumPy of one of ``shapes``, or an error naming the argument."""
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind not in "fiu" and array.dtype.name not in FLOATS:
+            raise TypeError(f"dtype {array.dtype}")
+        array = array.astype(dtype)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"set_rows({argument}=...): {error}; pass numbers of shape {shapes[0]}."
+        ) from error
+    if array.shape not in shapes:
+        raise ValueError(
+            f"set_rows({argument}=...): shape {array.shape}, wanted {shapes[0]}."
+        )
+    return array

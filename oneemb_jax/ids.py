@@ -18,11 +18,48 @@ _CUT = (
 )
 
 
+def host_integers(values: Any, argument: str, call: str) -> np.ndarray:
+    """Integers from the host as a NumPy array.
+
+    Args:
+        values: what the user passed: an array, a number or nested lists.
+        argument: its name, for messages.
+        call: the public function, for messages.
+    """
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(
+            f"{call}({argument}=...): {error} Pass lists of one length: pad them "
+            "with padding_idx, or pass all ids flat, with table_ids."
+        ) from error
+    if array.size == 0 and array.dtype == np.float64:
+        return array.astype(np.int64)  # np.asarray([]) is float
+    if array.dtype.kind in "fO" and not isinstance(values, np.ndarray):
+        array = _unsigned(values, array)  # NumPy takes [2**64 - 1, 0] for float
+    if array.dtype.kind not in "iu":
+        raise TypeError(
+            f"{call}({argument}=...): dtype {array.dtype}; pass integers, of 64 bits "
+            "at most."
+        )
+    return array
+
+
+def _unsigned(values: Any, array: np.ndarray) -> np.ndarray:
+    """Python integers of 0 to 2**64 - 1 as uint64; ``array`` if they are not."""
+    exact = np.asarray(values, object)
+    whole = all(isinstance(v, int | np.integer) for v in exact.flat)
+    fits = whole and all(0 <= v < 2**64 for v in exact.flat)
+    return exact.astype(np.uint64) if fits else array
+
+
 def pack_ids(ids: Any) -> Any:
     """Packs 64-bit ids into pairs of 32-bit words, which JAX keeps whole.
 
-    With x64 off (JAX's default) ``jnp.asarray`` and ``jax.jit`` cut int64 to
-    int32 without a word. Pack ids while they are NumPy, then pass them on.
+    With x64 off, JAX's default, ``jnp.asarray`` and ``jax.jit`` cut int64 and
+    uint64 to 32 bits without a word: before any code of ours sees the argument of
+    a jitted function. So pack ids while they are NumPy, and pass the result to
+    the function.
 
     Args:
         ids: integers of any shape: a NumPy array, nested lists, or a 64-bit
@@ -46,13 +83,7 @@ def pack_ids(ids: Any) -> Any:
         if ids.dtype in (jnp.int64, jnp.uint64):
             return jax.lax.bitcast_convert_type(ids, jnp.uint32)
         raise TypeError(f"pack_ids(ids=...): ids of dtype {ids.dtype} {_CUT}.")
-    array = np.asarray(ids)
-    if array.size == 0 and array.dtype == np.float64:
-        array = array.astype(np.int64)  # np.asarray([]) is float
-    if array.dtype.kind not in "iu":
-        raise TypeError(
-            f"pack_ids(ids=...): dtype {array.dtype} holds no ids; pass integers."
-        )
+    array = host_integers(ids, "ids", "pack_ids")
     wide = array if array.dtype.itemsize == 8 else array.astype(np.int64)
     little = np.ascontiguousarray(wide, dtype=wide.dtype.newbyteorder("<"))
     return little.view(np.dtype("<u4")).reshape((*array.shape, 2))
@@ -97,14 +128,7 @@ def id_words(ids: Any, key_type: str, call: str) -> Any:
     """
     if isinstance(ids, jax.Array):
         return _traced_words(ids, key_type, call)
-    array = np.asarray(ids)
-    if array.size == 0 and array.dtype == np.float64:
-        array = array.astype(np.int64)
-    if array.dtype.kind not in "iu":
-        raise TypeError(
-            f"{call}(ids=...): dtype {array.dtype} is not the table's key type "
-            f"{key_type}; pass integers."
-        )
+    array = host_integers(ids, "ids", call)
     if WORDS[key_type] == 1:
         return _narrow(array, key_type, call)[..., np.newaxis]
     if array.dtype == np.uint32 and array.shape[-1:] == (2,):
@@ -149,8 +173,8 @@ def table_id_period(
     """Table ids as int32[m]; the id at flat position i is in table_ids[i % m].
 
     Args:
-        table_ids: what the user passed: None, or integers whose shape is a
-            trailing part of ``batch_shape``.
+        table_ids: what the user passed: None, or integers of a shape that
+            broadcasts to ``batch_shape``.
         batch_shape: shape of the ids.
         num_tables: tables of the embedding.
         call: the public function, for messages.
@@ -169,20 +193,44 @@ def table_id_period(
                 f"ids of shape [..., {num_tables}], or table_ids."
             )
         return np.arange(num_tables, dtype=np.int32)
-    array = table_ids if isinstance(table_ids, jax.Array) else np.asarray(table_ids)
-    if array.dtype.kind not in "iu":
-        raise TypeError(
-            f"{call}(table_ids=...): dtype {array.dtype}; pass integers from 0 to "
-            f"{num_tables - 1}."
-        )
-    if array.ndim and batch_shape[-array.ndim :] != array.shape:
-        raise ValueError(
-            f"{call}(table_ids=...): shape {array.shape} is not a trailing part of "
-            f"the shape of ids, {batch_shape}; it is broadcast from the left."
-        )
+    array = _table_id_array(table_ids, num_tables, call)
+    array = _trailing(array, batch_shape, call)
     if math.prod(array.shape) == 0:
         return np.zeros(1, np.int32)
     return _clip_to_int32(array).reshape(-1)
+
+
+def _table_id_array(table_ids: Any, num_tables: int, call: str) -> Any:
+    """Table ids as an array of integers."""
+    if not isinstance(table_ids, jax.Array):
+        return host_integers(table_ids, "table_ids", call)
+    if table_ids.dtype.kind not in "iu":
+        raise TypeError(
+            f"{call}(table_ids=...): dtype {table_ids.dtype}; pass integers from 0 "
+            f"to {num_tables - 1}."
+        )
+    return table_ids
+
+
+def _trailing(array: Any, batch_shape: tuple[int, ...], call: str) -> Any:
+    """The array, of a shape that is a trailing part of ``batch_shape``."""
+    shape = array.shape
+    while shape and shape[0] == 1 and shape != batch_shape[-len(shape) :]:
+        shape = shape[1:]
+    if not shape or batch_shape[-len(shape) :] == shape:
+        return array.reshape(shape)
+    try:
+        fits = np.broadcast_shapes(array.shape, batch_shape) == batch_shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{call}(table_ids=...): shape {array.shape} does not broadcast to the "
+            f"shape of ids, {batch_shape}."
+        )
+    if isinstance(array, jax.Array):
+        return jnp.broadcast_to(array, batch_shape)
+    return np.broadcast_to(array, batch_shape)
 
 
 def _clip_to_int32(array: Any) -> Any:

@@ -137,13 +137,21 @@ TAPED_LOOKUP: contextvars.ContextVar[Callable[..., Any] | None] = (
 )
 
 
+def _dtype_name(dtype: Any) -> str | None:
+    """The name of a dtype; None for what is none."""
+    try:
+        return np.dtype(dtype).name
+    except TypeError:
+        return None
+
+
 def lookup_with_tap(
     table: Table, ids: Any, table_ids: Any, dtype: Any, tap: Any = None
 ) -> tuple[jax.Array, LookupContext]:
     """:func:`lookup`, with an argument whose gradient is that of the activations."""
     call = "lookup"
     table = check_table(table, call)
-    if np.dtype(dtype).name not in FLOATS:
+    if _dtype_name(dtype) not in FLOATS:
         raise ValueError(f"{call}(dtype={dtype!r}): use one of {', '.join(FLOATS)}.")
     words = id_words(ids, table.spec.key_type, call)
     batch_shape = tuple(words.shape[:-1])
@@ -164,11 +172,15 @@ def lookup(
 
     Args:
         table: the table.
-        ids: integers of any shape, of the table's key type: NumPy, or for 64-bit
-            keys inside ``jit`` the uint32[..., 2] array of :func:`pack_ids`.
-        table_ids: which table each id is in: integers whose shape is a trailing
-            part of that of ``ids``. By default the last axis of ``ids`` is the
-            table, where there are several.
+        ids: integers of any shape, of the table's key type. For 64-bit keys:
+            NumPy or lists, or the uint32[..., 2] array of :func:`pack_ids`; any
+            uint32 array whose last axis is 2 is taken for packed. An argument of
+            a jitted function must be packed before: JAX itself cuts NumPy int64
+            and uint64 arguments to 32 bits. What it made of int64 is refused
+            here; uint64[..., 2] cut to uint32[..., 2] looks like packed ids.
+        table_ids: which table each id is in: integers of a shape that broadcasts
+            to that of ``ids``. By default the last axis of ``ids`` is the table,
+            where there are several.
         dtype: of the activations: float32 (default), bfloat16 or float16.
 
     Returns:
@@ -205,7 +217,7 @@ def stage(table: Table, ids: Any, table_ids: Any = None) -> Table:
 
     Args:
         table: the table.
-        ids: as in ``lookup``.
+        ids: as in ``lookup``: packed, where they are an argument of ``jax.jit``.
         table_ids: as in ``lookup``.
 
     Returns:

@@ -81,8 +81,10 @@ class Table:
     """Rows, their index and their optimizer state, as a pytree of uint32 arrays.
 
     Pass it through ``jax.jit`` and donate it; every function that changes a
-    table returns the next one. All leaves are integers, so a table is never a
-    parameter to ``jax.grad``, optax or a filter for inexact arrays.
+    table returns the next one. All leaves are integers: ``jax.grad`` with respect
+    to a table raises a TypeError, see :func:`oneemb_jax.value_and_grad`, and
+    filters for inexact arrays pass it over. Keep it out of trees that optax
+    sees, which would make moments as large as the table.
 
     Attributes:
         index: uint32[buckets, 16], from (table, id) to slot.

@@ -55,15 +55,15 @@ def test_a_last_axis_that_is_not_the_tables(shape):
         oe.lookup(make_table(2, num_tables=3), np.zeros(shape, np.int64))
 
 
-@pytest.mark.parametrize("shape", [(2,), (1,), (4, 3), (3, 1)])
+@pytest.mark.parametrize("shape", [(2,), (4, 3), (3, 1), (2, 2, 3)])
 def test_table_ids_of_a_wrong_shape(shape):
     table = make_table(2, num_tables=3)
-    with pytest.raises(ValueError, match="not a trailing part"):
+    with pytest.raises(ValueError, match=r"table_ids=.*does not broadcast"):
         oe.lookup(table, np.zeros((2, 3), np.int64), np.zeros(shape, np.int64))
 
 
 def test_table_ids_that_are_no_integers():
-    with pytest.raises(TypeError, match=r"table_ids=.*integers from 0 to 1"):
+    with pytest.raises(TypeError, match=r"lookup\(table_ids=.*pass integers"):
         oe.lookup(make_table(2, num_tables=2), [1], [0.5])
 
 
@@ -165,7 +165,7 @@ def test_nothing_is_written_by_a_call_that_raises():
 
 
 def test_packing():
-    with pytest.raises(TypeError, match="holds no ids"):
+    with pytest.raises(TypeError, match=r"pack_ids.*pass integers"):
         oe.pack_ids([0.5])
     with pytest.raises(TypeError, match="already cut"):
         oe.pack_ids(jnp.arange(3))

@@ -193,6 +193,40 @@ def test_items_of_every_key_type():
         assert sorted(found) == sorted(ids)
 
 
+def compiled(caplog, function):
+    """Names of what JAX compiles while ``function`` runs."""
+    caplog.clear()
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        function()
+    messages = [record.getMessage() for record in caplog.records]
+    return [m.split()[1] for m in messages if m.startswith("Compiling")]
+
+
+def test_items_compile_once(caplog):
+    table = make_table(5, capacity=3000)
+    table = train(table, np.arange(2900), np.ones((2900, 5), np.float32))
+    first = compiled(caplog, lambda: list(oe.items(table, 64)))
+    assert len(first) == 2, first
+    assert compiled(caplog, lambda: list(oe.items(table, 64))) == []
+
+
+def test_rows_of_many_sizes_compile_a_few_times(caplog):
+    table = make_table(7, capacity=100)
+
+    def read_and_write():
+        written = table
+        for n in range(1, 41):
+            rows = oe.get_rows(written, np.arange(n))
+            assert rows.embedding.shape == (n, 7)
+            written = oe.set_rows(written, np.arange(n), np.full((n, 7), float(n)))
+            assert oe.size(written) == n
+
+    names = compiled(caplog, read_and_write)
+    assert len([name for name in names if "read_rows" in name]) == 7
+    assert len([name for name in names if "write_rows" in name]) == 7
+    assert len(names) == 14, names
+
+
 def cards():
     table = make_table((16, 1))
     yield jax.device_get(train(table, [1], np.ones((1, 17), np.float32))), "1 of 64"

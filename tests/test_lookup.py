@@ -102,13 +102,17 @@ def test_the_last_axis_is_the_table():
     assert oe.size(table) == 5  # 7 is three rows, one of them met twice
 
 
-@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (4, 2, 3)])
-def test_table_ids_are_broadcast_from_the_left(shape):
+@pytest.mark.parametrize(
+    "shape",
+    [(), (1,), (3,), (1, 3), (2, 3), (2, 1), (4, 1, 1), (4, 2, 3), (1, 1, 1)],
+)
+@pytest.mark.parametrize("as_array", [np.asarray, jnp.asarray])
+def test_table_ids_broadcast_as_in_jax(shape, as_array):
     table = make_table(4, num_tables=5)
     rng = np.random.default_rng(0)
     ids = rng.integers(0, 4, (4, 2, 3))
     tables = rng.integers(0, 5, shape)
-    acts, _ = oe.lookup(table, ids, tables)
+    acts, _ = oe.lookup(table, ids, as_array(tables, dtype=np.int32))
     np.testing.assert_array_equal(
         acts.reshape(-1, 4),
         expected_initial(table, ids, np.broadcast_to(tables, ids.shape)),
