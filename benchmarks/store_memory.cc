@@ -95,18 +95,18 @@ void FillIndex(RowIndex* index, int64_t keys, uint64_t max_location) {
     put += Seconds(
         [&] { index->Put(batch.data(), locations.data(), n, old.data()); });
     if (begin < keys / 4) continue;
-    most_bytes =
-        std::max(most_bytes, static_cast<double>(index->bytes()) /
-                                 static_cast<double>(index->size()));
+    most_bytes = std::max(most_bytes, static_cast<double>(index->bytes()) /
+                                          static_cast<double>(index->size()));
   }
   const auto n = static_cast<double>(keys);
   std::printf("%ld keys: %.2f bytes a key, at most %.2f on the way there\n",
               static_cast<long>(index->size()),
               static_cast<double>(index->bytes()) / n, most_bytes);
-  std::printf("insert: put %.0f ns, growth %.0f ns a key; the longest Reserve, "
-              "of %ld keys, %.1f ms\n",
-              put / n * 1e9, reserve / n * 1e9, static_cast<long>(kBatch),
-              longest * 1e3);
+  std::printf(
+      "insert: put %.0f ns, growth %.0f ns a key; the longest Reserve, "
+      "of %ld keys, %.1f ms\n",
+      put / n * 1e9, reserve / n * 1e9, static_cast<long>(kBatch),
+      longest * 1e3);
 }
 
 void TimeIndex(int64_t keys, int location_bits) {
@@ -130,8 +130,7 @@ void TimeIndex(int64_t keys, int location_bits) {
         }
       }));
     }
-    std::printf("%s: %.1f ns a key\n", name,
-                Median(seconds) / kBatch * 1e9);
+    std::printf("%s: %.1f ns a key\n", name, Median(seconds) / kBatch * 1e9);
   };
   report("find, present", true, false);
   report("find, absent", false, false);
@@ -175,10 +174,11 @@ struct HostBenchmark {
   }
 
   void Report(const char* name, double ns, double limit) const {
-    std::printf("%6ld B rows, %d thread(s): %-28s %7.1f ns a row, %6.2f GB/s, "
-                "%3.0f %% of the limit\n",
-                static_cast<long>(width), threads, name, ns,
-                static_cast<double>(width) / ns, limit / ns * 100);
+    std::printf(
+        "%6ld B rows, %d thread(s): %-28s %7.1f ns a row, %6.2f GB/s, "
+        "%3.0f %% of the limit\n",
+        static_cast<long>(width), threads, name, ns,
+        static_cast<double>(width) / ns, limit / ns * 100);
   }
 };
 
@@ -226,17 +226,19 @@ void TimeTier(HostBenchmark* bench, double limit) {
   FillRows(*bench, [&](const Key* keys, const char* rows, int64_t n) {
     Require(tier->Put(keys, rows, n));
   });
-  bench->Report("HostTier::Fetch",
-                bench->Time([&](const Key* keys, int64_t n, char* out,
-                                uint8_t* found) {
-                  tier->Fetch(keys, n, out, found);
-                }),
-                limit);
+  bench->Report(
+      "HostTier::Fetch",
+      bench->Time([&](const Key* keys, int64_t n, char* out, uint8_t* found) {
+        tier->Fetch(keys, n, out, found);
+      }),
+      limit);
   if (bench->threads > 1) return;
-  bench->Report("HostTier::Put, overwriting",
-                bench->Time([&](const Key* keys, int64_t n, char* out,
-                                uint8_t*) { Require(tier->Put(keys, out, n)); }),
-                limit);
+  bench->Report(
+      "HostTier::Put, overwriting",
+      bench->Time([&](const Key* keys, int64_t n, char* out, uint8_t*) {
+        Require(tier->Put(keys, out, n));
+      }),
+      limit);
 }
 
 void TimeCache(HostBenchmark* bench, double limit) {
@@ -247,12 +249,12 @@ void TimeCache(HostBenchmark* bench, double limit) {
   FillRows(*bench, [&](const Key* keys, const char* rows, int64_t n) {
     cache->Insert(keys, rows, n, false, taken.data());
   });
-  bench->Report("HostCache::Fetch",
-                bench->Time([&](const Key* keys, int64_t n, char* out,
-                                uint8_t* found) {
-                  cache->Fetch(keys, n, out, found);
-                }),
-                limit);
+  bench->Report(
+      "HostCache::Fetch",
+      bench->Time([&](const Key* keys, int64_t n, char* out, uint8_t* found) {
+        cache->Fetch(keys, n, out, found);
+      }),
+      limit);
   if (bench->threads > 1) return;
   std::vector<Key> fresh(kBatch);
   std::vector<double> seconds;
@@ -268,8 +270,8 @@ void TimeCache(HostBenchmark* bench, double limit) {
                     taken.data());
     }));
   }
-  bench->Report("HostCache, evict and insert",
-                Median(seconds) / kBatch * 1e9, limit);
+  bench->Report("HostCache, evict and insert", Median(seconds) / kBatch * 1e9,
+                limit);
 }
 
 void TimeHost(int64_t width, int threads, double gib) {
@@ -295,8 +297,9 @@ int main(int argc, char** argv) {
     TimeHost(std::atoll(argv[2]), std::atoi(argv[3]),
              argc > 4 ? std::atof(argv[4]) : 2);
   } else {
-    std::fprintf(stderr, "store_memory index KEYS [LOCATION_BITS]\n"
-                         "store_memory host ROW_BYTES THREADS [GIB]\n");
+    std::fprintf(stderr,
+                 "store_memory index KEYS [LOCATION_BITS]\n"
+                 "store_memory host ROW_BYTES THREADS [GIB]\n");
     return 2;
   }
   return 0;

@@ -434,15 +434,17 @@ void SimEnv::Move(Io* io, Node* node, int64_t bytes) {
   const auto size = static_cast<int64_t>(node->now.size());
   const bool flip = faulty_now_ && fault_ == Fault::kFlipBit;
   const uint64_t bit = random_() % static_cast<uint64_t>(bytes * 8);
-  const auto flip_in = [&](char* data) {
-    ++failures_;
+  const auto flip_in = [bit](char* data) {
     data[bit / 8] = static_cast<char>(data[bit / 8] ^ (1 << (bit % 8)));
   };
   if (!io->write) {
     io->result = std::clamp<int64_t>(size - io->offset, 0, bytes);
     std::memcpy(io->data, node->now.data() + (io->result > 0 ? io->offset : 0),
                 static_cast<size_t>(io->result));
-    if (flip && io->result == bytes) flip_in(io->data);
+    if (flip && io->result == bytes) {
+      ++failures_;
+      flip_in(io->data);
+    }
     return;
   }
   io->result = bytes;
@@ -456,7 +458,10 @@ void SimEnv::Move(Io* io, Node* node, int64_t bytes) {
     return;
   }
   Write write{io->offset, 0, std::vector<char>(io->data, io->data + bytes)};
-  if (flip) flip_in(write.data.data());
+  if (flip) {
+    ++failures_;
+    flip_in(write.data.data());
+  }
   ApplyWrite(write, &node->now);
   node->pending.push_back(std::move(write));
 }
@@ -544,7 +549,9 @@ std::vector<std::string> SimEnv::Files() const {
   const std::function<void(const Node&, const std::string&)> walk =
       [&](const Node& node, const std::string& path) {
         for (const auto& [name, child] : node.names_now) {
-          const std::string full = path.empty() ? name : path + "/" + name;
+          std::string full = path;
+          if (!full.empty()) full += '/';
+          full += name;
           if (child->folder) {
             walk(*child, full);
           } else {

@@ -16,7 +16,7 @@ TEST(StatusIsOkUntilItIsNot) {
   CHECK_EQ(failed.message(), "seg: bad");
 }
 
-Status AddOneUnless(Status status, int* n) {
+Status AddOneUnless(const Status& status, int* n) {
   ONEEMB_RETURN_IF_ERROR(status);
   ++*n;
   return {};

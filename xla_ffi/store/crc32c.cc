@@ -58,15 +58,23 @@ uint64_t LoadWord(const uint8_t* data) {
 constexpr int64_t kLane = 256;
 
 // Table k gives the state after kLane zero bytes that began with byte k of a
-// state set and the others zero.
+// state set and the others zero. The state is linear in its bits: each bit is
+// followed alone.
 constexpr std::array<ByteTable, 4> MakeLaneTables() {
   const ByteTable step = MakeByteTable();
+  std::array<uint32_t, 32> of_bit{};
+  for (uint32_t bit = 0; bit < 32; ++bit) {
+    uint32_t state = uint32_t{1} << bit;
+    for (int64_t i = 0; i < kLane; ++i) state = Step(step, state, 0);
+    of_bit[bit] = state;
+  }
   std::array<ByteTable, 4> tables{};
   for (size_t k = 0; k < 4; ++k) {
-    for (uint32_t byte = 0; byte < 256; ++byte) {
-      uint32_t state = byte << (8 * k);
-      for (int64_t i = 0; i < kLane; ++i) state = Step(step, state, 0);
-      tables[k][byte] = state;
+    for (size_t byte = 0; byte < 256; ++byte) {
+      for (size_t bit = 0; bit < 8; ++bit) {
+        const uint32_t sum = tables[k][byte] ^ of_bit[8 * k + bit];
+        if ((byte >> bit & 1) != 0) tables[k][byte] = sum;
+      }
     }
   }
   return tables;

@@ -119,7 +119,7 @@ Status LockFile(const std::string& path, std::unique_ptr<FileLock>* lock) {
   const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   if (fd < 0) return SystemError("open", path, errno);
   FileId id;
-  const Status status = LockDescriptor(path, fd, &id);
+  Status status = LockDescriptor(path, fd, &id);
   if (!status.ok()) {
     close(fd);
     return status;

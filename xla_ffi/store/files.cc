@@ -26,7 +26,7 @@ Status MoveBytes(IoQueue* queue, File* file, bool write, int64_t offset,
 
 // A file of files: only folders refuse Remove otherwise.
 Status RemoveAny(Env* env, const std::string& path) {
-  const Status removed = env->Remove(path);
+  Status removed = env->Remove(path);
   if (removed.ok() || removed.kind() == StatusKind::kNotFound) return {};
   std::vector<std::string> names;
   if (!env->List(path, &names).ok()) return removed;

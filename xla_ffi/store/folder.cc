@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "store/crc32c.h"
@@ -41,7 +42,7 @@ Status MakeFolder(Env* env, const std::string& path) {
 }
 
 Status MakeFolders(Env* env, const std::string& path) {
-  const Status made = MakeFolder(env, path);
+  Status made = MakeFolder(env, path);
   const size_t slash = path.rfind('/');
   const bool has_parent = slash != std::string::npos && slash > 0;
   if (made.kind() != StatusKind::kNotFound || !has_parent) return made;
@@ -74,9 +75,11 @@ Status WriteFormat(Env* env, const std::string& root) {
   for (const std::string& name : names) {
     if (name == kLockName) continue;
     if (name != kNewFormatName) {
-      return {StatusKind::kInvalidArgument,
-              root + ": not a store, and not empty (it has \"" + name +
-                  "\"); use a folder of the store's own"};
+      std::string message = root;
+      message.append(": not a store, and not empty (it has \"")
+          .append(name)
+          .append("\"); use a folder of the store's own");
+      return {StatusKind::kInvalidArgument, std::move(message)};
     }
     ONEEMB_RETURN_IF_ERROR(env->Remove(fresh));
   }

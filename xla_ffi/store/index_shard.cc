@@ -46,7 +46,8 @@ struct IndexShard::Node {
 };
 
 int64_t IndexShard::BucketsFor(int64_t keys, int location_bits, int rest_bits) {
-  int64_t buckets = std::max<int64_t>(2, keys * 100 / (94 * kIndexEntries));
+  int64_t buckets =
+      std::max<int64_t>(2, keys * 100 / (int64_t{94} * kIndexEntries));
   while (MostKeys(buckets) < keys) ++buckets;
   const int log2 = location_bits - (kEntryBits - 1 - rest_bits);
   return log2 <= 0 ? buckets : std::max(buckets, int64_t{1} << log2);

@@ -169,7 +169,7 @@ Status RowIndex::Reserve(const Key* keys, int64_t n, uint64_t max_location) {
     state_->CountNewKeys(keys, n, counts);
     ONEEMB_RETURN_IF_ERROR(Grow(counts, max_location));
     for (int p = 0; p < kNumParts; ++p) {
-      const int64_t* const part = counts + p * kPartShards;
+      const int64_t* const part = counts + int64_t{p} * kPartShards;
       state_->parts[p].stash.Reserve(
           std::accumulate(part, part + kPartShards, int64_t{0}));
     }
@@ -210,7 +210,7 @@ int64_t RowIndex::BytesAfterReserve(const Key* keys, int64_t n,
     largest = std::max(largest, shard.bytes());
   }
   for (int p = 0; p < kNumParts; ++p) {
-    const int64_t* const part = counts + p * kPartShards;
+    const int64_t* const part = counts + int64_t{p} * kPartShards;
     total += state.parts[p].stash.BytesOfReserve(
         std::accumulate(part, part + kPartShards, int64_t{0}));
   }

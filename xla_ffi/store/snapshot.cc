@@ -165,7 +165,7 @@ Status SnapshotWriter::Commit(int64_t row_bytes, const std::string& user) {
                                    static_cast<int64_t>(bytes.size())));
   ONEEMB_RETURN_IF_ERROR(env_->SyncFolder(folder_));
   ONEEMB_RETURN_IF_ERROR(env_->Rename(folder_, SnapshotPath(root_, name_)));
-  const Status synced = env_->SyncFolder(SnapshotFolder(root_));
+  Status synced = env_->SyncFolder(SnapshotFolder(root_));
   if (!synced.ok()) {
     // Not known to be on the disk, so not a snapshot: it goes, with this
     // object, or, if that fails too, stays as a whole one.

@@ -113,10 +113,10 @@ Status Store::Open(const StoreOptions& options, std::unique_ptr<Store>* store) {
 Store::~Store() {
   if (env_ == nullptr || CheckProcess().ok()) return;
   // A forked child has none of the threads, and its locks may be held by
-  // nobody: what it inherited is left alone, lock file included.
-  (void)backend_.release();
-  (void)lock_.release();
-  (void)new std::shared_ptr<Env>(env_);
+  // nobody: what it inherited is left alone, lock file included (and Env: the
+  // backend holds it).
+  [[maybe_unused]] const Backend* const backend = backend_.release();
+  [[maybe_unused]] const FileLock* const lock = lock_.release();
 }
 
 Status Store::Fetch(KeySpan keys, char* rows, uint8_t* found, Access access) {

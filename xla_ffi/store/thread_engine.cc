@@ -19,6 +19,8 @@ class ThreadEngine;
 class Pool final : public IoThreads {
  public:
   explicit Pool(int num_threads) : num_threads_(num_threads) {}
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
 
   ~Pool() override {
     {
