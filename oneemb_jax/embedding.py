@@ -102,7 +102,7 @@ def _column_dims(embedding_dim: Any, several: bool, call: str) -> tuple[int, ...
 
 def _check_store(
     options: Any, embedding_dim: int, optimizer: Any, call: str
-) -> DeviceMemStoreOptions:
+) -> tuple[DeviceMemStoreOptions, Optimizer]:
     if not isinstance(options, DeviceMemStoreOptions):
         raise TypeError(
             f"{call}(store_options={options!r}): pass what "
@@ -115,7 +115,7 @@ def _check_store(
             f"{_OPTIMIZERS}."
         )
     check_row_width(options, embedding_dim, optimizer)
-    return options
+    return options, optimizer
 
 
 def _padding_idx(padding_idx: Any, key_type: str, call: str) -> int | None:
@@ -159,7 +159,7 @@ class _Embedding:
         _check_dtype(dtype, call)
         dims = _column_dims(embedding_dim, self._several_columns, call)
         keys = _key_type(key_type, call)
-        store = _check_store(store_options, sum(dims), optimizer, call)
+        store, optimizer = _check_store(store_options, sum(dims), optimizer, call)
         self.spec = TableSpec(
             name=_check_name(name, call),
             column_dims=dims,

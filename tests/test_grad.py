@@ -1,5 +1,7 @@
 """value_and_grad: what it follows, and that it never returns a silent zero."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -164,6 +166,7 @@ def test_no_tracer_leaks():
 
 def test_argnums_of_numpy():
     table = make_table(3)
+    argnums: Any
     for argnums in (np.int64(1), np.array(1), -1):
         _, sparse = oe.value_and_grad(loss, argnums)(2.0, table)
         assert isinstance(sparse, oe.SparseGrad)

@@ -16,6 +16,7 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <system_error>
 
 namespace oneemb {
 namespace {
@@ -102,7 +103,7 @@ Status UringEngine::Open(int depth) {
   ring_ = Setup(static_cast<uint32_t>(depth), &params);
   if (ring_ < 0) {
     return {StatusKind::kUnavailable,
-            std::string("io_uring_setup: ") + std::strerror(errno)};
+            "io_uring_setup: " + std::generic_category().message(errno)};
   }
   const size_t sq_bytes = params.sq_off.array + params.sq_entries * 4;
   const size_t cq_bytes =
@@ -112,7 +113,7 @@ Status UringEngine::Open(int depth) {
       !entries_.Map(ring_, params.sq_entries * sizeof(io_uring_sqe),
                     static_cast<int64_t>(IORING_OFF_SQES))) {
     return {StatusKind::kUnavailable,
-            std::string("mmap of an io_uring: ") + std::strerror(errno)};
+            "mmap of an io_uring: " + std::generic_category().message(errno)};
   }
   sq_tail_ = submission_.At<uint32_t>(params.sq_off.tail);
   sq_array_ = submission_.At<uint32_t>(params.sq_off.array);
