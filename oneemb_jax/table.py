@@ -219,7 +219,7 @@ def init_table(spec: TableSpec, device: Any = None) -> Table:
     rate = np.float32(0.0 if callable(constant) else constant)
     with jax.default_device(device):
         index, rows, clock = _empty_arrays(spec, capacity)
-        return Table(
+        table = Table(
             index=index,
             rows=rows,
             clock=clock,
@@ -231,6 +231,8 @@ def init_table(spec: TableSpec, device: Any = None) -> Table:
             learning_rate=jnp.asarray(rate.reshape(1).view(np.uint32)),
             spec=spec,
         )
+    # Committed, so that later calls run where the table is.
+    return table if device is None else jax.device_put(table, device)
 
 
 def check_table(table: Any, call: str) -> Table:

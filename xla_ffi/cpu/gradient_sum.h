@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "core/summation.h"
-#include "cpu/convert.h"
+#include "core/convert.h"
 #include "cpu/group.h"
 #include "cpu/probe.h"
 

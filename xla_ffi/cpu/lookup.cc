@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "core/counters.h"
-#include "cpu/convert.h"
+#include "core/convert.h"
 #include "cpu/memory.h"
 #include "cpu/probe.h"
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "cpu/parallel.h"
-#include "cpu/table_view.h"
+#include "core/table_view.h"
 
 namespace oneemb {
 

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "core/bucket.h"
-#include "cpu/ids.h"
+#include "core/ids.h"
 #include "cpu/parallel.h"
 
 namespace oneemb {

@@ -6,7 +6,7 @@
 
 #include "core/counters.h"
 #include "cpu/batch_slots.h"
-#include "cpu/convert.h"
+#include "core/convert.h"
 #include "cpu/gradient_sum.h"
 #include "cpu/group.h"
 #include "cpu/memory.h"

@@ -1,0 +1,226 @@
+#include "cuda/lookup.h"
+
+#include "core/counters.h"
+#include "cuda/arguments.h"
+#include "cuda/index.cuh"
+#include "cuda/lanes.h"
+#include "cuda/new_row.cuh"
+#include "cuda/vector.cuh"
+#include "cuda/warp.cuh"
+
+namespace oneemb::gpu {
+namespace {
+
+// Rows whose loads are under way at once, for each lane.
+constexpr int kAhead = 4;
+
+struct LookupArgs {
+  TableView table;
+  KeyRules keys;
+  IdsView ids;
+  InitializerArgs initializers;
+  OptimizerConfig optimizer;  // ReadRows
+  RowShape shape;
+  LookupOutput out;
+  uint32_t* rows;  // ReadRows
+};
+
+// The id of one lane and where its row is.
+struct Found {
+  uint64_t id;
+  int32_t table;
+  int32_t slot;
+};
+
+__device__ Found FindOne(const LookupArgs& a, int64_t i) {
+  Found found{0, 0, kSlotPadding};
+  if (i >= a.ids.size) return found;
+  found.id = a.ids.Id(i);
+  found.table = a.ids.Table(i);
+  found.slot = a.keys.Reject(found.id, found.table);
+  if (found.slot == 0) {
+    found.slot =
+        ProbeIndex(a.table.index, a.keys.MakeKey(found.id, found.table));
+  }
+  a.out.slots[i] = found.slot;
+  return found;
+}
+
+// Adds what the threads of a block have found to the counts.
+__device__ void CountFound(const LookupArgs& a, int64_t i, int32_t slot) {
+  const bool counts = i < a.ids.size;
+  const int hits = __syncthreads_count(counts && slot >= 0 ? 1 : 0);
+  const int misses =
+      __syncthreads_count(counts && slot == kSlotMissing ? 1 : 0);
+  const int bad = __syncthreads_count(counts && slot == kSlotBadTable ? 1 : 0);
+  if (threadIdx.x != 0) return;
+  if (hits > 0) atomicAdd(a.out.counts + kLookupHits, hits);
+  if (misses > 0) atomicAdd(a.out.counts + kLookupMisses, misses);
+  if (bad > 0) atomicAdd(a.out.counts + kLookupBadTables, bad);
+}
+
+// The activation of an id that has no row.
+template <int kWidth>
+__device__ __noinline__ Columns<kWidth> WithoutRow(const LookupArgs& a,
+                                                   const Found& found,
+                                                   int column) {
+  float values[4] = {};
+  if (found.slot == kSlotBadTable) {
+    for (float& value : values) value = FloatFromBits(kFloatNaN);
+  } else if (found.slot == kSlotMissing) {
+    InitialColumns(a.initializers.View(), static_cast<uint16_t>(found.table),
+                   found.id, static_cast<uint32_t>(column / 4), values);
+  }
+  Columns<kWidth> columns;
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) {
+    columns.v[i] = kWidth == 4 ? values[i] : values[column % 4];
+  }
+  return columns;
+}
+
+// Copies one column vector of kAhead rows, `step` lanes apart.
+template <class Access, int kWidth>
+__device__ __forceinline__ void CopyRows(const LookupArgs& a,
+                                         const Found& mine, int64_t first,
+                                         int source, int step, int column) {
+  using Out = Packed<Access, kWidth>;
+  using Floats = PackedFloats<kWidth>;
+  int32_t slots[kAhead];
+  typename Floats::Type words[kAhead];
+  bool without_row = false;
+  const bool in_row = column < a.shape.dim;
+#pragma unroll
+  for (int k = 0; k < kAhead; ++k) {
+    slots[k] = __shfl_sync(kAllLanes, mine.slot, source + k * step);
+    without_row = without_row || slots[k] < 0;
+    if (slots[k] < 0 || !in_row) continue;
+    words[k] = Floats::LoadConstant(
+        reinterpret_cast<const float*>(a.table.Row(slots[k])) + column);
+  }
+  auto* const out =
+      static_cast<typename Access::Storage*>(a.out.activations) + column;
+#pragma unroll
+  for (int k = 0; k < kAhead; ++k) {
+    if (slots[k] < 0 || !in_row) continue;
+    Out::Store(out + (first + source + k * step) * a.shape.dim,
+               Out::Pack(Floats::Unpack(words[k])));
+  }
+  if (!__any_sync(kAllLanes, without_row)) return;
+  for (int k = 0; k < kAhead; ++k) {
+    const int from = source + k * step;
+    const Found found{__shfl_sync(kAllLanes, mine.id, from),
+                      __shfl_sync(kAllLanes, mine.table, from), slots[k]};
+    if (found.slot >= 0 || !in_row || first + from >= a.ids.size) continue;
+    Out::Store(out + (first + from) * a.shape.dim,
+               Out::Pack(WithoutRow<kWidth>(a, found, column)));
+  }
+}
+
+template <class Access, int kWidth>
+__global__ __launch_bounds__(kBlockThreads, 4) void LookupKernel(
+    const __grid_constant__ LookupArgs a) {
+  const int64_t i = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
+  if (i == 0) *a.out.seen_version = *a.table.layout_version;
+  const Found mine = FindOne(a, i);
+  CountFound(a, i, mine.slot);
+  const int64_t first = i - Lane();
+  if (first >= a.ids.size) return;
+  const int at_once = kWarp / a.shape.lanes;
+  const int source = Lane() / a.shape.lanes;
+  const int column = Lane() % a.shape.lanes * kWidth;
+  for (int tile = 0; tile < a.shape.dim; tile += a.shape.lanes * kWidth) {
+    for (int row = 0; row < kWarp; row += at_once * kAhead) {
+      CopyRows<Access, kWidth>(a, mine, first, row + source, at_once,
+                               tile + column);
+    }
+  }
+}
+
+// One warp for 32 ids; no part of a step, so nothing is done to hurry it.
+__global__ __launch_bounds__(kBlockThreads) void ReadRowsKernel(
+    const __grid_constant__ LookupArgs a) {
+  const int64_t i = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
+  const Found mine = FindOne(a, i);
+  const int64_t first = i - Lane();
+  const RowInitializers rows = a.initializers.View();
+  for (int k = 0; k < kWarp && first + k < a.ids.size; ++k) {
+    const uint64_t id = __shfl_sync(kAllLanes, mine.id, k);
+    const int32_t table = __shfl_sync(kAllLanes, mine.table, k);
+    const int32_t slot = __shfl_sync(kAllLanes, mine.slot, k);
+    uint32_t* const out = a.rows + (first + k) * a.table.row_words;
+    if (slot == kSlotMissing) {
+      for (int64_t p = Lane(); p < CeilDiv(a.table.row_words, 4); p += kWarp) {
+        WriteNewWords(rows, a.optimizer, a.shape.dim, a.table.row_words,
+                      static_cast<uint16_t>(table), id,
+                      static_cast<uint32_t>(p), out);
+      }
+      continue;
+    }
+    for (int64_t w = Lane(); w < a.table.row_words; w += kWarp) {
+      out[w] = slot >= 0 ? a.table.Row(slot)[w] : 0;
+    }
+  }
+}
+
+// The widest step of a CopyRows must not pass the warp: kAhead rows at least.
+LookupArgs MakeArgs(const TableView& table, const TableRules& rules,
+                    const IdsView& ids) {
+  LookupArgs args{};
+  args.table = table;
+  args.keys = rules.keys;
+  args.ids = ids;
+  args.optimizer = rules.optimizer;
+  args.shape = ShapeRows(rules.embedding_dim, RowWidth(rules.embedding_dim));
+  if (args.shape.lanes < kAhead) args.shape.lanes = kAhead;
+  return args;
+}
+
+}  // namespace
+
+int64_t LookupSpace(const TableRules& rules) {
+  Workspace workspace;
+  MeasureInitializerArgs(rules.initializers.num_columns, rules.keys.num_tables,
+                         &workspace);
+  return workspace.used();
+}
+
+cudaError_t Lookup(cudaStream_t stream, const TableView& table,
+                   const TableRules& rules, const IdsView& ids,
+                   const LookupOutput& out, void* workspace_base) {
+  LookupArgs args = MakeArgs(table, rules, ids);
+  args.out = out;
+  Workspace workspace(workspace_base);
+  ONEEMB_RETURN_IF_CUDA_ERROR(
+      MakeInitializerArgs(stream, rules.initializers, rules.keys.num_tables,
+                          &workspace, &args.initializers));
+  ONEEMB_RETURN_IF_CUDA_ERROR(cudaMemsetAsync(
+      out.counts, 0, kNumLookupCounts * sizeof(uint32_t), stream));
+  const unsigned blocks = NumBlocks(ids.size, kBlockThreads);
+  DispatchFloat(out.type, [&](auto access) {
+    using Access = decltype(access);
+    if (RowWidth(args.shape.dim) == 4) {
+      LookupKernel<Access, 4><<<blocks, kBlockThreads, 0, stream>>>(args);
+    } else {
+      LookupKernel<Access, 1><<<blocks, kBlockThreads, 0, stream>>>(args);
+    }
+  });
+  return cudaGetLastError();
+}
+
+cudaError_t ReadRows(cudaStream_t stream, const TableView& table,
+                     const TableRules& rules, const IdsView& ids,
+                     uint32_t* rows, int32_t* slots, void* workspace_base) {
+  LookupArgs args = MakeArgs(table, rules, ids);
+  args.rows = rows;
+  args.out.slots = slots;
+  Workspace workspace(workspace_base);
+  ONEEMB_RETURN_IF_CUDA_ERROR(
+      MakeInitializerArgs(stream, rules.initializers, rules.keys.num_tables,
+                          &workspace, &args.initializers));
+  ReadRowsKernel<<<NumBlocks(ids.size, kBlockThreads), kBlockThreads, 0,
+                   stream>>>(args);
+  return cudaGetLastError();
+}
+
+}  // namespace oneemb::gpu

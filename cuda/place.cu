@@ -1,0 +1,339 @@
+#include "cuda/place.h"
+
+#include "core/counters.h"
+#include "core/optimizer_math.h"
+#include "cuda/index.cuh"
+#include "cuda/new_row.cuh"
+#include "cuda/warp.cuh"
+
+namespace oneemb::gpu {
+namespace {
+
+constexpr int kNumberItems = 4;  // positions a thread
+constexpr int64_t kNumberTile = kNumberItems * kBlockThreads;
+static_assert(kBlockThreads == 1 << SortPlan::kMaxDigitBits,
+              "a thread looks after one digit");
+
+// A position that has claimed cell c has the code kFirstClaim - c.
+constexpr int32_t kFirstClaim = -8;
+// A cell holds 0, or ~ the first position of its key so far, or, when that is
+// known, the number of its key, which is below every ~position.
+
+__device__ bool SameKey(const PlaceArgs& a, Key key, uint32_t position) {
+  const PlacedBatch& placed = a.batch.Find(position);
+  const IdsView& ids = placed.batch.ids;
+  const int64_t i = position - placed.begin;
+  if (ids.Id(i) != key.id) return false;
+  return a.keys.shared_keys || ids.Table(i) == key.table;
+}
+
+// The code of a position that has claimed the cell of its key.
+__device__ int32_t Claim(const PlaceArgs& a, Key key, int32_t table,
+                         uint32_t position) {
+  const uint32_t mask = static_cast<uint32_t>(a.num_cells - 1);
+  uint32_t cell = static_cast<uint32_t>(HashKey(key) >> 20) & mask;
+  const uint32_t mine = ~position;
+  for (int64_t probe = 0; probe < a.num_cells; ++probe) {
+    uint32_t* const word = a.cells + cell;
+    uint32_t seen = *static_cast<volatile uint32_t*>(word);
+    if (seen == 0) seen = atomicCAS(word, 0U, mine);
+    if (seen == 0) break;
+    if (SameKey(a, key, ~seen)) {
+      if (seen < mine) atomicMax(word, mine);
+      break;
+    }
+    cell = (cell + 1) & mask;
+  }
+  if (a.cell_tables != nullptr) {
+    atomicMax(a.cell_tables + cell, ~static_cast<uint32_t>(table));
+  }
+  return kFirstClaim - static_cast<int32_t>(cell);
+}
+
+// Whether all lookups saw the layout that the table has; for a whole block.
+__device__ bool SawLayout(const PlaceArgs& a) {
+  if (a.mode != PlaceMode::kUpdate) return false;
+  const uint64_t version = *a.table.layout_version;
+  int same = 1;
+  for (int32_t b = 0; b < a.batch.count; ++b) {
+    const UpdateBatch& batch = a.batch.list()[b].batch;
+    for (int64_t m = threadIdx.x; m < batch.num_microbatches; m += blockDim.x) {
+      same &= batch.layout_versions[m] == version ? 1 : 0;
+    }
+  }
+  return __syncthreads_and(same) != 0;
+}
+
+__device__ void AddLookupCounts(const PlaceArgs& a) {
+  for (int32_t b = 0; b < a.batch.count; ++b) {
+    const UpdateBatch& batch = a.batch.list()[b].batch;
+    for (int64_t m = threadIdx.x; m < batch.num_microbatches; m += blockDim.x) {
+      const uint32_t* const counts = batch.counts + m * kNumLookupCounts;
+      AtomicAdd64(&a.table.counters[kHits], counts[kLookupHits]);
+      AtomicAdd64(&a.table.counters[kMisses], counts[kLookupMisses]);
+      AtomicAdd64(&a.table.counters[kBadTables], counts[kLookupBadTables]);
+    }
+  }
+}
+
+// Whether this call changes anything.
+__device__ bool IsActive(const PlaceArgs& a) {
+  if (a.mode != PlaceMode::kUpdate) return true;
+  const float rate = *a.learning_rate;
+  return *a.apply && rate >= 0.0F && rate < FloatFromBits(kFloatInfinity);
+}
+
+// What one block does for all, before anything has changed.
+__device__ void OpenBooks(const PlaceArgs& a, bool active) {
+  if (a.mode == PlaceMode::kUpdate && active) AddLookupCounts(a);
+  if (threadIdx.x != 0) return;
+  a.state->active = active ? 1 : 0;
+  if (a.mode == PlaceMode::kNumber) return;
+  a.state->rows_before = a.table.counters[kRows];
+  a.state->step = *a.step;
+  if (!active && *a.apply) ++a.table.counters[kBadLearningRates];
+}
+
+// The slot of a position, or the code of its claim.
+__device__ int32_t PlaceOne(const PlaceArgs& a, bool saw_layout,
+                            uint32_t position) {
+  const PlacedBatch& placed = a.batch.Find(position);
+  const IdsView& ids = placed.batch.ids;
+  const int64_t i = position - placed.begin;
+  if (saw_layout) {
+    const int32_t slot = placed.batch.slots[i];
+    if (slot != kSlotMissing) return slot;
+  }
+  const uint64_t id = ids.Id(i);
+  const int32_t table = ids.Table(i);
+  const int32_t rejected = a.keys.Reject(id, table);
+  if (rejected < 0) return rejected;
+  const Key key = a.keys.MakeKey(id, table);
+  if (!saw_layout && a.mode != PlaceMode::kNumber) {
+    const int32_t slot = ProbeIndex(a.table.index, key);
+    if (slot >= 0) return slot;
+  }
+  return Claim(a, key, table, position);
+}
+
+__global__ __launch_bounds__(kBlockThreads) void PlaceKernel(
+    const __grid_constant__ PlaceArgs a) {
+  const bool active = IsActive(a);
+  if (blockIdx.x == 0) OpenBooks(a, active);
+  if (!active) return;
+  const bool saw_layout = SawLayout(a);
+  const int64_t position = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
+  int32_t code = kSlotPadding;
+  if (position < a.batch.size) {
+    code = PlaceOne(a, saw_layout, static_cast<uint32_t>(position));
+    a.codes[position] = code;
+  }
+  const int missing = __syncthreads_or(code <= kFirstClaim ? 1 : 0);
+  if (missing != 0 && threadIdx.x == 0) a.state->any_missing = 1;
+  if (a.mode != PlaceMode::kWriteRows) return;
+  const int bad = __syncthreads_count(code == kSlotBadTable ? 1 : 0);
+  if (bad != 0 && threadIdx.x == 0) {
+    AtomicAdd64(&a.table.counters[kBadTables], static_cast<uint64_t>(bad));
+  }
+}
+
+// Takes the key that position `first` is the first of, as number `number`.
+// Returns what it adds to the version of the layout.
+__device__ uint64_t TakeNewKey(const PlaceArgs& a, uint32_t first,
+                               uint32_t cell, uint32_t number) {
+  const PlacedBatch& placed = a.batch.Find(first);
+  const int64_t i = first - placed.begin;
+  const uint64_t id = placed.batch.ids.Id(i);
+  int32_t table = placed.batch.ids.Table(i);
+  const Key key = a.keys.MakeKey(id, table);
+  if (a.cell_tables != nullptr) {
+    table = static_cast<int32_t>(~a.cell_tables[cell]);
+  }
+  a.cells[cell] = number;
+  a.new_keys[number] = {id, key.table, static_cast<uint16_t>(table)};
+  if (a.mode == PlaceMode::kNumber) return 0;
+  const int64_t slot = static_cast<int64_t>(a.state->rows_before) + number;
+  if (slot >= a.table.capacity) return 0;
+  const uint64_t hash = HashKey(key);
+  CompeteForEntry(a.table.index, hash, static_cast<int32_t>(slot));
+  return LayoutTerm(hash, static_cast<int32_t>(slot));
+}
+
+__global__ __launch_bounds__(kBlockThreads) void NumberKernel(
+    const __grid_constant__ PlaceArgs a) {
+  __shared__ uint32_t warp_sums[kBlockWarps];
+  __shared__ uint32_t shared_tile;
+  __shared__ uint32_t shared_before;
+  if (a.state->active == 0 || a.state->any_missing == 0) return;
+  // Tiles are taken in order, so that those before this one are under way.
+  if (threadIdx.x == 0) shared_tile = atomicAdd(&a.state->next_tile, 1U);
+  __syncthreads();
+  const uint32_t tile = shared_tile;
+  const int64_t begin = tile * kNumberTile + threadIdx.x * kNumberItems;
+  uint32_t cells[kNumberItems];
+  bool is_first[kNumberItems];
+  uint32_t count = 0;
+#pragma unroll
+  for (int k = 0; k < kNumberItems; ++k) {
+    const int64_t i = begin + k;
+    const int32_t code = i < a.batch.size ? a.codes[i] : kSlotPadding;
+    cells[k] = static_cast<uint32_t>(kFirstClaim - code);
+    is_first[k] =
+        code <= kFirstClaim && a.cells[cells[k]] == ~static_cast<uint32_t>(i);
+    count += is_first[k] ? 1 : 0;
+  }
+  uint32_t in_block = 0;
+  uint32_t number = BlockExclusiveSum(count, warp_sums, &in_block);
+  if (threadIdx.x < kWarp) {
+    const uint32_t before = LookBack(a.tiles, tile, in_block);
+    if (threadIdx.x == 0) {
+      shared_before = before;
+      if (tile + 1 == gridDim.x) a.state->num_new = before + in_block;
+    }
+  }
+  __syncthreads();
+  number += shared_before;
+  uint64_t version = 0;
+#pragma unroll
+  for (int k = 0; k < kNumberItems; ++k) {
+    if (!is_first[k]) continue;
+    version += TakeNewKey(a, static_cast<uint32_t>(begin + k), cells[k], number);
+    ++number;
+  }
+  if (a.mode == PlaceMode::kNumber) return;
+  version = WarpSum64(version);
+  if (version != 0 && threadIdx.x % kWarp == 0) {
+    AtomicAdd64(a.table.layout_version, version);
+  }
+}
+
+// The new keys that get a row.
+__device__ int64_t NumInserted(const PlaceArgs& a) {
+  if (a.mode == PlaceMode::kNumber) return 0;
+  const int64_t room =
+      a.table.capacity - static_cast<int64_t>(a.state->rows_before);
+  const int64_t wanted = static_cast<int64_t>(a.state->num_new);
+  return wanted < room ? wanted : room;
+}
+
+__device__ int32_t FinalSlot(const PlaceArgs& a, int32_t code) {
+  if (code > kFirstClaim) return code;
+  const int64_t number = a.cells[kFirstClaim - code];
+  if (a.mode == PlaceMode::kNumber) return static_cast<int32_t>(number);
+  const int64_t slot = static_cast<int64_t>(a.state->rows_before) + number;
+  return slot < a.table.capacity ? static_cast<int32_t>(slot) : kSlotMissing;
+}
+
+// Sort keys of the tile of this block, and their counts.
+__device__ void AssignTile(const PlaceArgs& a, uint32_t* tile_counts) {
+  const TileCounts counts = CountsOfPass(a.sort, 0);
+  const int64_t tile = blockIdx.x;
+  const int64_t begin = tile << a.sort.tile_bits;
+  tile_counts[threadIdx.x] = 0;
+  __syncthreads();
+  int refused = 0;
+  for (int j = threadIdx.x; j < 1 << a.sort.tile_bits; j += kBlockThreads) {
+    const int64_t i = begin + j;
+    if (i >= a.sort.n) break;
+    const int32_t slot = FinalSlot(a, a.codes[i]);
+    refused += slot == kSlotMissing ? 1 : 0;
+    const uint32_t key =
+        slot >= 0 ? static_cast<uint32_t>(slot) : a.sort.sentinel;
+    a.codes[i] = static_cast<int32_t>(key);
+    atomicAdd(tile_counts + counts.Digit(key), 1U);
+  }
+  __syncthreads();
+  const uint32_t digit = threadIdx.x;
+  if (digit < 1U << counts.digit_bits && tile < counts.num_tiles) {
+    counts.OfTile(tile)[digit] = tile_counts[digit];
+    atomicAdd(counts.OfGroup(tile / counts.group_tiles) + digit,
+              tile_counts[digit]);
+  }
+  const uint64_t refused_in_warp = WarpSum64(static_cast<uint64_t>(refused));
+  if (refused_in_warp != 0 && threadIdx.x % kWarp == 0) {
+    AtomicAdd64(&a.table.counters[kOverflows], refused_in_warp);
+  }
+}
+
+__device__ void WriteNewRows(const PlaceArgs& a) {
+  const RowInitializers rows = a.initializers.View();
+  const int64_t inserted = NumInserted(a);
+  const uint32_t parts = a.mode == PlaceMode::kUpdate
+                             ? static_cast<uint32_t>(
+                                   CeilDiv(a.table.row_words, 4))
+                             : 1;
+  const int64_t threads = int64_t{gridDim.x} * kBlockThreads;
+  const int64_t thread = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
+  for (int64_t i = thread; i < inserted * parts; i += threads) {
+    const int64_t number = i / parts;
+    const uint32_t part = static_cast<uint32_t>(i % parts);
+    const NewKey key = a.new_keys[number];
+    const int64_t slot = static_cast<int64_t>(a.state->rows_before) + number;
+    if (part == 0) {
+      const Key found{key.id, key.table};
+      FinishEntry(a.table.index, found, HashKey(found),
+                  static_cast<int32_t>(slot));
+    }
+    if (a.mode == PlaceMode::kUpdate) {
+      WriteNewWords(rows, a.optimizer, a.embedding_dim, a.table.row_words,
+                    key.init_table, key.id, part, a.table.Row(slot));
+    }
+  }
+}
+
+// What one thread does for all, when the number of rows is known.
+__device__ void CloseBooks(const PlaceArgs& a) {
+  if (a.mode == PlaceMode::kNumber) return;
+  const uint64_t inserted = static_cast<uint64_t>(NumInserted(a));
+  a.table.counters[kRows] = a.state->rows_before + inserted;
+  a.table.counters[kInserts] += inserted;
+  if (a.mode != PlaceMode::kUpdate) return;
+  DispatchOptimizer(a.optimizer.kind, [&](auto optimizer) {
+    using Scalars = typename decltype(optimizer)::Scalars;
+    static_assert(sizeof(Scalars) <= sizeof(PlaceState::scalars));
+    *reinterpret_cast<Scalars*>(a.state->scalars) = decltype(optimizer)::Prepare(
+        a.optimizer, *a.learning_rate, a.state->step);
+  });
+  *a.step = a.state->step + 1;
+  ++*a.generation;
+}
+
+__global__ __launch_bounds__(kBlockThreads) void AssignKernel(
+    const __grid_constant__ PlaceArgs a) {
+  __shared__ uint32_t tile_counts[kBlockThreads];
+  if (a.state->active == 0) return;
+  AssignTile(a, tile_counts);
+  if (a.state->num_new != 0) WriteNewRows(a);
+  if (blockIdx.x + 1 == gridDim.x && threadIdx.x == 0) CloseBooks(a);
+}
+
+}  // namespace
+
+cudaError_t Place(cudaStream_t stream, const PlaceArgs& args) {
+  const int64_t n = args.batch.size;
+  PlaceKernel<<<NumBlocks(n, kBlockThreads), kBlockThreads, 0, stream>>>(args);
+  ONEEMB_RETURN_IF_CUDA_ERROR(cudaGetLastError());
+  if (n > 0) {
+    NumberKernel<<<NumBlocks(n, kNumberTile), kBlockThreads, 0, stream>>>(args);
+    ONEEMB_RETURN_IF_CUDA_ERROR(cudaGetLastError());
+  }
+  const unsigned blocks = NumBlocks(n, int64_t{1} << args.sort.tile_bits);
+  AssignKernel<<<blocks, kBlockThreads, 0, stream>>>(args);
+  return cudaGetLastError();
+}
+
+void TakePlaceSpace(int64_t n, bool shared_keys, Workspace* workspace,
+                    PlaceArgs* args) {
+  args->num_cells = 2;
+  while (args->num_cells < 2 * n) args->num_cells *= 2;
+  args->state = workspace->Take<PlaceState>(1);
+  args->tiles = workspace->Take<uint64_t>(CeilDiv(n, kNumberTile));
+  args->cells = workspace->Take<uint32_t>(args->num_cells);
+  args->cell_tables =
+      workspace->Take<uint32_t>(shared_keys ? args->num_cells : 0);
+  if (!shared_keys) args->cell_tables = nullptr;
+  args->sort.counts = workspace->Take<uint32_t>(args->sort.pass_counts() *
+                                                args->sort.passes);
+}
+
+}  // namespace oneemb::gpu
