@@ -25,6 +25,15 @@ struct LookupArgs {
   uint32_t* rows;  // ReadRows
 };
 
+struct GatherArgs {
+  const float* rows;
+  int64_t row_words;
+  const int32_t* slots;
+  int64_t n;
+  RowShape shape;
+  void* out;
+};
+
 // The id of one lane and where its row is.
 struct Found {
   uint64_t id;
@@ -79,60 +88,71 @@ __device__ __noinline__ Columns<kWidth> WithoutRow(const LookupArgs& a,
   return columns;
 }
 
-// Copies one column vector of kAhead rows, `step` lanes apart.
+// Finds the slots, and writes the activations of the ids that have none; a warp
+// has 32 ids.
 template <class Access, int kWidth>
-__device__ __forceinline__ void CopyRows(const LookupArgs& a,
-                                         const Found& mine, int64_t first,
-                                         int source, int step, int column) {
-  using Out = Packed<Access, kWidth>;
-  using Floats = PackedFloats<kWidth>;
-  int32_t slots[kAhead];
-  typename Floats::Type words[kAhead];
-  bool without_row = false;
-  const bool in_row = column < a.shape.dim;
-#pragma unroll
-  for (int k = 0; k < kAhead; ++k) {
-    slots[k] = __shfl_sync(kAllLanes, mine.slot, source + k * step);
-    without_row = without_row || slots[k] < 0;
-    if (slots[k] < 0 || !in_row) continue;
-    words[k] = Floats::LoadConstant(
-        reinterpret_cast<const float*>(a.table.Row(slots[k])) + column);
-  }
-  auto* const out =
-      static_cast<typename Access::Storage*>(a.out.activations) + column;
-#pragma unroll
-  for (int k = 0; k < kAhead; ++k) {
-    if (slots[k] < 0 || !in_row) continue;
-    Out::Store(out + (first + source + k * step) * a.shape.dim,
-               Out::Pack(Floats::Unpack(words[k])));
-  }
-  if (!__any_sync(kAllLanes, without_row)) return;
-  for (int k = 0; k < kAhead; ++k) {
-    const int from = source + k * step;
-    const Found found{__shfl_sync(kAllLanes, mine.id, from),
-                      __shfl_sync(kAllLanes, mine.table, from), slots[k]};
-    if (found.slot >= 0 || !in_row || first + from >= a.ids.size) continue;
-    Out::Store(out + (first + from) * a.shape.dim,
-               Out::Pack(WithoutRow<kWidth>(a, found, column)));
-  }
-}
-
-template <class Access, int kWidth>
-__global__ __launch_bounds__(kBlockThreads, 4) void LookupKernel(
+__global__ __launch_bounds__(kBlockThreads, 4) void FindKernel(
     const __grid_constant__ LookupArgs a) {
+  using Out = Packed<Access, kWidth>;
+  __shared__ uint8_t without[kBlockWarps][kWarp];
   const int64_t i = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
   if (i == 0) *a.out.seen_version = *a.table.layout_version;
   const Found mine = FindOne(a, i);
   CountFound(a, i, mine.slot);
-  const int64_t first = i - Lane();
-  if (first >= a.ids.size) return;
-  const int at_once = kWarp / a.shape.lanes;
-  const int source = Lane() / a.shape.lanes;
-  const int column = Lane() % a.shape.lanes * kWidth;
-  for (int tile = 0; tile < a.shape.dim; tile += a.shape.lanes * kWidth) {
-    for (int row = 0; row < kWarp; row += at_once * kAhead) {
-      CopyRows<Access, kWidth>(a, mine, first, row + source, at_once,
-                               tile + column);
+  const bool has_none = i < a.ids.size && mine.slot < 0;
+  const uint32_t mask = __ballot_sync(kAllLanes, has_none);
+  if (mask == 0) return;
+  uint8_t* const list = without[threadIdx.x / kWarp];
+  if (has_none) list[__popc(mask & LowerLanes())] = static_cast<uint8_t>(Lane());
+  __syncwarp();
+  const int groups = kWarp / a.shape.lanes;
+  const int count = __popc(mask);
+  auto* const out = static_cast<typename Access::Storage*>(a.out.activations);
+  for (int k = 0; k < count; k += groups) {
+    const int item = k + Lane() / a.shape.lanes;
+    const int from = list[item < count ? item : 0];
+    const Found found{__shfl_sync(kAllLanes, mine.id, from),
+                      __shfl_sync(kAllLanes, mine.table, from),
+                      __shfl_sync(kAllLanes, mine.slot, from)};
+    if (item >= count) continue;
+    for (int c = Lane() % a.shape.lanes * kWidth; c < a.shape.dim;
+         c += a.shape.lanes * kWidth) {
+      Out::Store(out + (i - Lane() + from) * a.shape.dim + c,
+                 Out::Pack(WithoutRow<kWidth>(a, found, c)));
+    }
+  }
+}
+
+// Copies rows to the output: as many lanes a row as it has column vectors, and
+// kAhead rows under way at once for each lane.
+template <class Access, int kWidth>
+__global__ __launch_bounds__(kBlockThreads) void GatherKernel(
+    const __grid_constant__ GatherArgs a) {
+  using Out = Packed<Access, kWidth>;
+  using Floats = PackedFloats<kWidth>;
+  const int at_once = kBlockThreads / a.shape.lanes;
+  const int64_t first = int64_t{blockIdx.x} * at_once * kAhead +
+                        static_cast<int>(threadIdx.x) / a.shape.lanes;
+  int32_t slots[kAhead];
+#pragma unroll
+  for (int k = 0; k < kAhead; ++k) {
+    const int64_t i = first + k * at_once;
+    slots[k] = i < a.n ? a.slots[i] : kSlotPadding;
+  }
+  auto* const out = static_cast<typename Access::Storage*>(a.out);
+  for (int c = static_cast<int>(threadIdx.x) % a.shape.lanes * kWidth;
+       c < a.shape.dim; c += a.shape.lanes * kWidth) {
+    typename Floats::Type words[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      if (slots[k] < 0) continue;
+      words[k] = Floats::LoadConstant(a.rows + slots[k] * a.row_words + c);
+    }
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      if (slots[k] < 0) continue;
+      Out::Store(out + (first + k * at_once) * a.shape.dim + c,
+                 Out::Pack(Floats::Unpack(words[k])));
     }
   }
 }
@@ -163,7 +183,6 @@ __global__ __launch_bounds__(kBlockThreads) void ReadRowsKernel(
   }
 }
 
-// The widest step of a CopyRows must not pass the warp: kAhead rows at least.
 LookupArgs MakeArgs(const TableView& table, const TableRules& rules,
                     const IdsView& ids) {
   LookupArgs args{};
@@ -172,8 +191,24 @@ LookupArgs MakeArgs(const TableView& table, const TableRules& rules,
   args.ids = ids;
   args.optimizer = rules.optimizer;
   args.shape = ShapeRows(rules.embedding_dim, RowWidth(rules.embedding_dim));
-  if (args.shape.lanes < kAhead) args.shape.lanes = kAhead;
   return args;
+}
+
+template <class Access, int kWidth>
+void LaunchLookup(cudaStream_t stream, const LookupArgs& args) {
+  const int64_t n = args.ids.size;
+  FindKernel<Access, kWidth>
+      <<<NumBlocks(n, kBlockThreads), kBlockThreads, 0, stream>>>(args);
+  if (n == 0) return;
+  const GatherArgs gather{reinterpret_cast<const float*>(args.table.rows),
+                          args.table.row_words,
+                          args.out.slots,
+                          n,
+                          args.shape,
+                          args.out.activations};
+  const int64_t rows = kBlockThreads / args.shape.lanes * kAhead;
+  GatherKernel<Access, kWidth>
+      <<<NumBlocks(n, rows), kBlockThreads, 0, stream>>>(gather);
 }
 
 }  // namespace
@@ -196,13 +231,12 @@ cudaError_t Lookup(cudaStream_t stream, const TableView& table,
                           &workspace, &args.initializers));
   ONEEMB_RETURN_IF_CUDA_ERROR(cudaMemsetAsync(
       out.counts, 0, kNumLookupCounts * sizeof(uint32_t), stream));
-  const unsigned blocks = NumBlocks(ids.size, kBlockThreads);
   DispatchFloat(out.type, [&](auto access) {
     using Access = decltype(access);
     if (RowWidth(args.shape.dim) == 4) {
-      LookupKernel<Access, 4><<<blocks, kBlockThreads, 0, stream>>>(args);
+      LaunchLookup<Access, 4>(stream, args);
     } else {
-      LookupKernel<Access, 1><<<blocks, kBlockThreads, 0, stream>>>(args);
+      LaunchLookup<Access, 1>(stream, args);
     }
   });
   return cudaGetLastError();

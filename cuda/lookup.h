@@ -19,8 +19,9 @@ struct LookupOutput {
 // Bytes of workspace of both.
 int64_t LookupSpace(const TableRules& rules);
 
-// As oneemb::Lookup on the CPU, in one pass: a warp finds 32 slots and copies
-// their rows straight to the output.
+// As oneemb::Lookup on the CPU: one kernel finds the slots, with a thread an id,
+// and one copies the rows, with as many threads as they have words for. In one
+// kernel, warps that wait for a long search would leave the memory idle.
 cudaError_t Lookup(cudaStream_t stream, const TableView& table,
                    const TableRules& rules, const IdsView& ids,
                    const LookupOutput& out, void* workspace);

@@ -13,9 +13,7 @@ struct PassArgs {
   const SlotPosition* entries;   // the others entries
   SlotPosition* out;
   int64_t n;
-  int tile_bits;
   TileCounts counts;
-  TileCounts next;  // of the pass after this one; no counts in the last
   const uint32_t* active;
 };
 
@@ -60,19 +58,28 @@ __device__ uint32_t CountBefore(const TileCounts& counts, int64_t num_groups,
   return before;
 }
 
-// Counts one entry of the next pass for every lane with a `destination`.
-__device__ void CountForNext(const TileCounts& next, int tile_bits,
-                             uint32_t key, uint32_t destination, bool valid) {
-  const uint32_t tile = destination >> tile_bits;
-  const uint32_t cell = (tile << next.digit_bits) | next.Digit(key);
-  const uint32_t lanes = __ballot_sync(kAllLanes, valid);
-  if (!valid) return;
-  const uint32_t same = __match_any_sync(lanes, cell);
-  if ((same & LowerLanes()) != 0) return;
-  const uint32_t count = __popc(same);
-  atomicAdd(next.counts + cell, count);
-  const int64_t group = tile / next.group_tiles;
-  atomicAdd(next.OfGroup(group) + next.Digit(key), count);
+// Counts the digits of a tile for its pass. The first pass finds them counted.
+__global__ __launch_bounds__(kBlockThreads) void CountKernel(
+    const SlotPosition* entries, int64_t n, int tile_bits, TileCounts counts,
+    const uint32_t* active) {
+  __shared__ uint32_t tile_counts[kDigits];
+  if (*active == 0) return;
+  const int64_t tile = blockIdx.x;
+  tile_counts[threadIdx.x] = 0;
+  __syncthreads();
+  const int64_t begin = tile << tile_bits;
+#pragma unroll 4
+  for (int j = threadIdx.x; j < 1 << tile_bits; j += kBlockThreads) {
+    if (begin + j >= n) break;
+    const uint32_t key = static_cast<uint32_t>(entries[begin + j] >> 32);
+    atomicAdd(tile_counts + counts.Digit(key), 1U);
+  }
+  __syncthreads();
+  const uint32_t digit = threadIdx.x;
+  if (digit >= 1U << counts.digit_bits) return;
+  counts.OfTile(tile)[digit] = tile_counts[digit];
+  atomicAdd(counts.OfGroup(tile / counts.group_tiles) + digit,
+            tile_counts[digit]);
 }
 
 template <int kItems>
@@ -153,15 +160,10 @@ __global__ __launch_bounds__(kBlockThreads) void PassKernel(
   __syncthreads();
   const int64_t left = a.n - tile * kTile;
   const int count = left < kTile ? static_cast<int>(left) : kTile;
-  for (int j = threadIdx.x; j < kTile; j += kBlockThreads) {
-    const bool valid = j < count;
-    const SlotPosition entry = valid ? staged[j] : 0;
-    const uint32_t key = static_cast<uint32_t>(entry >> 32);
-    const uint32_t to = shared.out_begin[a.counts.Digit(key)] + j;
-    if (valid) a.out[to] = entry;
-    if (a.next.counts != nullptr) {
-      CountForNext(a.next, a.tile_bits, key, to, valid);
-    }
+  for (int j = threadIdx.x; j < count; j += kBlockThreads) {
+    const SlotPosition entry = staged[j];
+    const uint32_t digit = a.counts.Digit(static_cast<uint32_t>(entry >> 32));
+    a.out[shared.out_begin[digit] + j] = entry;
   }
 }
 
@@ -197,11 +199,13 @@ cudaError_t Sort(cudaStream_t stream, const SortPlan& plan,
     args.entries = plan.entries[(pass + 1) % 2];
     args.out = plan.entries[pass % 2];
     args.n = plan.n;
-    args.tile_bits = plan.tile_bits;
     args.counts = CountsOfPass(plan, pass);
-    if (pass + 1 < plan.passes) args.next = CountsOfPass(plan, pass + 1);
     args.active = active;
     const unsigned blocks = static_cast<unsigned>(plan.num_tiles);
+    if (pass > 0) {
+      CountKernel<<<blocks, kBlockThreads, 0, stream>>>(
+          args.entries, plan.n, plan.tile_bits, args.counts, active);
+    }
     if (plan.tile_bits == 9) {
       PassKernel<2><<<blocks, kBlockThreads, 0, stream>>>(args);
     } else if (plan.tile_bits == 11) {

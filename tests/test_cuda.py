@@ -4,6 +4,7 @@ Where both machines run the same program, every array of the table must agree:
 rows, clocks, counters, the layout's version, and the index itself.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -179,7 +180,7 @@ def test_tables_padding_and_bad_table_ids(shared, initializers):
         return table, rest
 
     table, _ = on_both(program, columns, **spec)
-    assert oe.stats(table)["bad_table_ids"] == 2 * 700 * 2
+    assert oe.stats(table)["bad_table_ids"] == 2 * np.sum(ids[:, 4:] != 3)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +244,16 @@ def test_gradients_that_are_not_finite():
     ids, grads = random_batch(10, 3000, 20, 5)
     grads[::97, 2] = np.inf
     grads[::103, 4] = np.nan
-    table, _ = on_both(lambda table: step(table, pack(ids), grads), 5)
+
+    def program(table):
+        table, acts, *rest, norm = step(table, pack(ids), grads)
+        assert np.isnan(norm)
+        # Which of the NaNs it is differs between machines.
+        rows = np.asarray(table.rows).view(np.float32)
+        rows = jnp.where(jnp.isnan(rows), 0.0, rows).view(jnp.uint32)
+        return dataclasses.replace(table, rows=rows), acts, rest
+
+    table, _ = on_both(program, 5)
     assert oe.stats(table)["non_finite_gradients"] > 0
 
 
