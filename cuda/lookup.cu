@@ -41,17 +41,20 @@ struct Found {
   int32_t slot;
 };
 
-__device__ Found FindOne(const LookupArgs& a, int64_t i) {
+// For a whole warp.
+__device__ Found FindOne(const LookupArgs& a, int64_t i, SearchShared* shared) {
   Found found{0, 0, kSlotPadding};
-  if (i >= a.ids.size) return found;
-  found.id = a.ids.Id(i);
-  found.table = a.ids.Table(i);
-  found.slot = a.keys.Reject(found.id, found.table);
-  if (found.slot == 0) {
-    found.slot =
-        ProbeIndex(a.table.index, a.keys.MakeKey(found.id, found.table));
+  if (i < a.ids.size) {
+    found.id = a.ids.Id(i);
+    found.table = a.ids.Table(i);
+    found.slot = a.keys.Reject(found.id, found.table);
   }
-  a.out.slots[i] = found.slot;
+  const bool searches = found.slot == 0;
+  const int32_t slot =
+      ProbeIndex(a.table.index, a.keys.MakeKey(found.id, found.table), searches,
+                 shared);
+  if (searches) found.slot = slot;
+  if (i < a.ids.size) a.out.slots[i] = found.slot;
   return found;
 }
 
@@ -94,10 +97,11 @@ template <class Access, int kWidth>
 __global__ __launch_bounds__(kBlockThreads, 4) void FindKernel(
     const __grid_constant__ LookupArgs a) {
   using Out = Packed<Access, kWidth>;
+  __shared__ SearchShared search[kBlockWarps];
   __shared__ uint8_t without[kBlockWarps][kWarp];
   const int64_t i = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
   if (i == 0) *a.out.seen_version = *a.table.layout_version;
-  const Found mine = FindOne(a, i);
+  const Found mine = FindOne(a, i, &search[threadIdx.x / kWarp]);
   CountFound(a, i, mine.slot);
   const bool has_none = i < a.ids.size && mine.slot < 0;
   const uint32_t mask = __ballot_sync(kAllLanes, has_none);
@@ -160,8 +164,9 @@ __global__ __launch_bounds__(kBlockThreads) void GatherKernel(
 // One warp for 32 ids; no part of a step, so nothing is done to hurry it.
 __global__ __launch_bounds__(kBlockThreads) void ReadRowsKernel(
     const __grid_constant__ LookupArgs a) {
+  __shared__ SearchShared search[kBlockWarps];
   const int64_t i = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
-  const Found mine = FindOne(a, i);
+  const Found mine = FindOne(a, i, &search[threadIdx.x / kWarp]);
   const int64_t first = i - Lane();
   const RowInitializers rows = a.initializers.View();
   for (int k = 0; k < kWarp && first + k < a.ids.size; ++k) {

@@ -20,6 +20,9 @@ class SquareSink {
                         Shared* shared)
       : a_(args), shape_(shape), shared_(shared) {}
 
+  template <int kWidth>
+  __device__ void Prefetch(uint32_t, const LaneGroup&) const {}
+
   template <int kWidth, class Gradient>
   __device__ void Row(uint32_t slot, const LaneGroup& group,
                       const Gradient& gradient) {

@@ -9,6 +9,8 @@
 namespace oneemb::gpu {
 namespace {
 
+constexpr int kPlaceItems = 4;  // positions a thread
+constexpr int64_t kPlaceTile = kPlaceItems * kBlockThreads;
 constexpr int kNumberItems = 4;  // positions a thread
 constexpr int64_t kNumberTile = kNumberItems * kBlockThreads;
 static_assert(kBlockThreads == 1 << SortPlan::kMaxDigitBits,
@@ -94,46 +96,58 @@ __device__ void OpenBooks(const PlaceArgs& a, bool active) {
   if (!active && *a.apply) ++a.table.counters[kBadLearningRates];
 }
 
-// The slot of a position, or the code of its claim.
+// The slot of a position, or the code of its claim; for a whole warp.
 __device__ int32_t PlaceOne(const PlaceArgs& a, bool saw_layout,
-                            uint32_t position) {
-  const PlacedBatch& placed = a.batch.Find(position);
-  const IdsView& ids = placed.batch.ids;
-  const int64_t i = position - placed.begin;
-  if (saw_layout) {
-    const int32_t slot = placed.batch.slots[i];
-    if (slot != kSlotMissing) return slot;
+                            int64_t position, SearchShared* shared) {
+  int32_t code = kSlotPadding;
+  uint64_t id = 0;
+  int32_t table = 0;
+  bool missing = false;
+  if (position < a.batch.size) {
+    const PlacedBatch& placed = a.batch.Find(position);
+    const int64_t i = position - placed.begin;
+    code = saw_layout ? placed.batch.slots[i] : kSlotMissing;
+    if (code == kSlotMissing) {
+      id = placed.batch.ids.Id(i);
+      table = placed.batch.ids.Table(i);
+      const int32_t rejected = a.keys.Reject(id, table);
+      missing = rejected == 0;
+      code = missing ? kSlotMissing : rejected;
+    }
   }
-  const uint64_t id = ids.Id(i);
-  const int32_t table = ids.Table(i);
-  const int32_t rejected = a.keys.Reject(id, table);
-  if (rejected < 0) return rejected;
   const Key key = a.keys.MakeKey(id, table);
   if (!saw_layout && a.mode != PlaceMode::kNumber) {
-    const int32_t slot = ProbeIndex(a.table.index, key);
-    if (slot >= 0) return slot;
+    const int32_t slot = ProbeIndex(a.table.index, key, missing, shared);
+    code = missing ? slot : code;
+    missing = missing && slot < 0;
   }
-  return Claim(a, key, table, position);
+  return missing ? Claim(a, key, table, static_cast<uint32_t>(position)) : code;
 }
 
 __global__ __launch_bounds__(kBlockThreads) void PlaceKernel(
     const __grid_constant__ PlaceArgs a) {
+  __shared__ SearchShared search[kBlockWarps];
   const bool active = IsActive(a);
   if (blockIdx.x == 0) OpenBooks(a, active);
   if (!active) return;
   const bool saw_layout = SawLayout(a);
-  const int64_t position = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
-  int32_t code = kSlotPadding;
-  if (position < a.batch.size) {
-    code = PlaceOne(a, saw_layout, static_cast<uint32_t>(position));
-    a.codes[position] = code;
+  const int64_t begin = int64_t{blockIdx.x} * kPlaceTile + threadIdx.x;
+  int missing = 0;
+  int bad = 0;
+#pragma unroll
+  for (int k = 0; k < kPlaceItems; ++k) {
+    const int64_t position = begin + k * kBlockThreads;
+    const int32_t code =
+        PlaceOne(a, saw_layout, position, &search[threadIdx.x / kWarp]);
+    missing |= code <= kFirstClaim ? 1 : 0;
+    bad += code == kSlotBadTable ? 1 : 0;
+    if (position < a.batch.size) a.codes[position] = code;
   }
-  const int missing = __syncthreads_or(code <= kFirstClaim ? 1 : 0);
-  if (missing != 0 && threadIdx.x == 0) a.state->any_missing = 1;
+  if (missing != 0) a.state->any_missing = 1;
   if (a.mode != PlaceMode::kWriteRows) return;
-  const int bad = __syncthreads_count(code == kSlotBadTable ? 1 : 0);
-  if (bad != 0 && threadIdx.x == 0) {
-    AtomicAdd64(&a.table.counters[kBadTables], static_cast<uint64_t>(bad));
+  const uint64_t bad_in_warp = WarpSum64(static_cast<uint64_t>(bad));
+  if (bad_in_warp != 0 && Lane() == 0) {
+    AtomicAdd64(&a.table.counters[kBadTables], bad_in_warp);
   }
 }
 
@@ -311,7 +325,7 @@ __global__ __launch_bounds__(kBlockThreads) void AssignKernel(
 
 cudaError_t Place(cudaStream_t stream, const PlaceArgs& args) {
   const int64_t n = args.batch.size;
-  PlaceKernel<<<NumBlocks(n, kBlockThreads), kBlockThreads, 0, stream>>>(args);
+  PlaceKernel<<<NumBlocks(n, kPlaceTile), kBlockThreads, 0, stream>>>(args);
   ONEEMB_RETURN_IF_CUDA_ERROR(cudaGetLastError());
   if (n > 0) {
     NumberKernel<<<NumBlocks(n, kNumberTile), kBlockThreads, 0, stream>>>(args);

@@ -44,7 +44,7 @@ inline int64_t PartialCount(int64_t n) {
 // A small batch has too few windows to keep the memory busy: then several warps
 // share the blocks of one.
 inline int32_t WarpsPerWindow(int64_t n) {
-  return n <= (1 << 17) ? 8 : (n <= (1 << 19) ? 2 : 1);
+  return n <= (1 << 17) ? ONEEMB_WPW : (n <= (1 << 19) ? 2 : 1);
 }
 
 // The lanes that share a row.
@@ -70,6 +70,10 @@ struct RowEntries {
   int64_t begin;
   uint32_t slot;
 };
+
+__device__ __forceinline__ void PrefetchLine(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
 
 __device__ __forceinline__ bool IsFinite(float x) {
   return (FloatBits(x) & ~kFloatSign) < kFloatInfinity;
@@ -101,7 +105,7 @@ class Reducer {
   // One column vector of the sum over entries[begin, begin + count), count at
   // most 32, from left to right.
   __device__ Vector SumBlock(int64_t begin, int count, int column) const {
-    constexpr int kAhead = 4;
+    constexpr int kAhead = ONEEMB_AHEAD;
     Vector sum = Elements::Unpack(Load(begin, column));
     int k = 1;
     for (; k + kAhead <= count; k += kAhead) {
@@ -113,6 +117,12 @@ class Reducer {
     }
     for (; k < count; ++k) Add(Elements::Unpack(Load(begin + k, column)), &sum);
     return sum;
+  }
+
+  // Asks for the first gradient of a block, to be in the cache later.
+  __device__ void Prefetch(int64_t begin) const {
+    if (FirstColumn() >= a_.shape.dim) return;
+    PrefetchLine(Gradient(begin) + FirstColumn());
   }
 
   // Says that a sum over these entries was not finite.
@@ -148,7 +158,7 @@ class Reducer {
   __device__ Vector SumPartials(const RowEntries& row, int64_t first,
                                 int64_t stride, int count, int column) const {
     Vector sum = LoadPartial(row, first, column);
-#pragma unroll 4
+#pragma unroll 8
     for (int k = 1; k < count; ++k) {
       Add(LoadPartial(row, first + k * stride, column), &sum);
     }
@@ -347,6 +357,14 @@ __global__ __launch_bounds__(kBlockThreads) void ReduceKernel(
     const int64_t begin = window + item.offset();
     const uint32_t slot = reduce.SlotAt(begin);
     bool finite = true;
+    if (ONEEMB_PREFETCH && i + groups * a.warps_per_window < count) {
+      const BlockItem next = items[warp][i + groups * a.warps_per_window];
+      reduce.Prefetch(window + next.offset());
+      if (next.whole()) {
+        sink.template Prefetch<kWidth>(reduce.SlotAt(window + next.offset()),
+                                       group);
+      }
+    }
     if (item.whole()) {
       sink.template Row<kWidth>(slot, group, [&](int column) {
         const Columns<kWidth> sum =

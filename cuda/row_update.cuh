@@ -104,6 +104,16 @@ class UpdateSink {
     if (group.lane == 0) a_.clock[slot] = a_.state->step;
   }
 
+  // Asks for a row, to be in the cache later.
+  template <int kWidth>
+  __device__ void Prefetch(uint32_t slot, const LaneGroup& group) const {
+    const int column = group.lane * kWidth;
+    if (column >= shape_.dim) return;
+    const uint32_t* const row = a_.rows + slot * a_.row_words + column;
+#pragma unroll
+    for (int f = 0; f < 1 + kFields; ++f) PrefetchLine(row + f * shape_.dim);
+  }
+
  private:
   static constexpr int kFields = Optimizer::kStateFields;
   static constexpr int kSums = Optimizer::kSums;
