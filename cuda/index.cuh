@@ -49,7 +49,7 @@ __device__ __forceinline__ BucketAnswer AskBucket(const IndexView& index,
 }
 
 // The lanes that search together past a home bucket.
-constexpr int kSearchLanes = 8;
+constexpr int kSearchLanes = 4;
 
 struct SearchShared {
   uint8_t pending[kWarp];  // the lanes whose search goes on

@@ -73,9 +73,8 @@ __device__ void CountFound(const LookupArgs& a, int64_t i, int32_t slot) {
 
 // The activation of an id that has no row.
 template <int kWidth>
-__device__ __noinline__ Columns<kWidth> WithoutRow(const LookupArgs& a,
-                                                   const Found& found,
-                                                   int column) {
+__device__ Columns<kWidth> WithoutRow(const LookupArgs& a, const Found& found,
+                                      int column) {
   float values[4] = {};
   if (found.slot == kSlotBadTable) {
     for (float& value : values) value = FloatFromBits(kFloatNaN);
@@ -91,37 +90,36 @@ __device__ __noinline__ Columns<kWidth> WithoutRow(const LookupArgs& a,
   return columns;
 }
 
-// Finds the slots, and writes the activations of the ids that have none; a warp
-// has 32 ids.
-template <class Access, int kWidth>
-__global__ __launch_bounds__(kBlockThreads, 4) void FindKernel(
+__global__ __launch_bounds__(kBlockThreads) void FindKernel(
     const __grid_constant__ LookupArgs a) {
-  using Out = Packed<Access, kWidth>;
   __shared__ SearchShared search[kBlockWarps];
-  __shared__ uint8_t without[kBlockWarps][kWarp];
   const int64_t i = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
   if (i == 0) *a.out.seen_version = *a.table.layout_version;
   const Found mine = FindOne(a, i, &search[threadIdx.x / kWarp]);
   CountFound(a, i, mine.slot);
-  const bool has_none = i < a.ids.size && mine.slot < 0;
-  const uint32_t mask = __ballot_sync(kAllLanes, has_none);
+}
+
+// Writes the activations of the ids that have no row; a warp has 32 ids.
+template <class Access, int kWidth>
+__global__ __launch_bounds__(kBlockThreads) void FillKernel(
+    const __grid_constant__ LookupArgs a) {
+  using Out = Packed<Access, kWidth>;
+  __shared__ uint8_t without[kBlockWarps][kWarp];
+  const int64_t i = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
+  const int32_t slot = i < a.ids.size ? a.out.slots[i] : 0;
+  const uint32_t mask = __ballot_sync(kAllLanes, slot < 0);
   if (mask == 0) return;
   uint8_t* const list = without[threadIdx.x / kWarp];
-  if (has_none) list[__popc(mask & LowerLanes())] = static_cast<uint8_t>(Lane());
+  if (slot < 0) list[__popc(mask & LowerLanes())] = static_cast<uint8_t>(Lane());
   __syncwarp();
   const int groups = kWarp / a.shape.lanes;
-  const int count = __popc(mask);
   auto* const out = static_cast<typename Access::Storage*>(a.out.activations);
-  for (int k = 0; k < count; k += groups) {
-    const int item = k + Lane() / a.shape.lanes;
-    const int from = list[item < count ? item : 0];
-    const Found found{__shfl_sync(kAllLanes, mine.id, from),
-                      __shfl_sync(kAllLanes, mine.table, from),
-                      __shfl_sync(kAllLanes, mine.slot, from)};
-    if (item >= count) continue;
+  for (int k = Lane() / a.shape.lanes; k < __popc(mask); k += groups) {
+    const int64_t row = i - Lane() + list[k];
+    const Found found{a.ids.Id(row), a.ids.Table(row), a.out.slots[row]};
     for (int c = Lane() % a.shape.lanes * kWidth; c < a.shape.dim;
          c += a.shape.lanes * kWidth) {
-      Out::Store(out + (i - Lane() + from) * a.shape.dim + c,
+      Out::Store(out + row * a.shape.dim + c,
                  Out::Pack(WithoutRow<kWidth>(a, found, c)));
     }
   }
@@ -202,9 +200,10 @@ LookupArgs MakeArgs(const TableView& table, const TableRules& rules,
 template <class Access, int kWidth>
 void LaunchLookup(cudaStream_t stream, const LookupArgs& args) {
   const int64_t n = args.ids.size;
-  FindKernel<Access, kWidth>
-      <<<NumBlocks(n, kBlockThreads), kBlockThreads, 0, stream>>>(args);
+  const unsigned blocks = NumBlocks(n, kBlockThreads);
+  FindKernel<<<blocks, kBlockThreads, 0, stream>>>(args);
   if (n == 0) return;
+  FillKernel<Access, kWidth><<<blocks, kBlockThreads, 0, stream>>>(args);
   const GatherArgs gather{reinterpret_cast<const float*>(args.table.rows),
                           args.table.row_words,
                           args.out.slots,

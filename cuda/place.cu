@@ -9,7 +9,7 @@
 namespace oneemb::gpu {
 namespace {
 
-constexpr int kPlaceItems = 4;  // positions a thread
+constexpr int kPlaceItems = 2;  // positions a thread
 constexpr int64_t kPlaceTile = kPlaceItems * kBlockThreads;
 constexpr int kNumberItems = 4;  // positions a thread
 constexpr int64_t kNumberTile = kNumberItems * kBlockThreads;
@@ -96,35 +96,50 @@ __device__ void OpenBooks(const PlaceArgs& a, bool active) {
   if (!active && *a.apply) ++a.table.counters[kBadLearningRates];
 }
 
-// The slot of a position, or the code of its claim; for a whole warp.
+// The slot of a position as the lookup reported it.
+__device__ int32_t ReportedSlot(const PlaceArgs& a, bool saw_layout,
+                                int64_t position) {
+  if (position >= a.batch.size) return kSlotPadding;
+  if (!saw_layout) return kSlotMissing;
+  const PlacedBatch& placed = a.batch.Find(position);
+  return placed.batch.slots[position - placed.begin];
+}
+
+// Not inlined: where layouts match, which is always in a plain step, nothing is
+// searched for, and the registers are better spent on more warps.
+__device__ __noinline__ int32_t SearchAgain(const IndexView& index, Key key,
+                                            bool searches,
+                                            SearchShared* shared) {
+  return ProbeIndex(index, key, searches, shared);
+}
+
+// The slot of a position, or the code of its claim, given what was reported; for
+// a whole warp.
 __device__ int32_t PlaceOne(const PlaceArgs& a, bool saw_layout,
-                            int64_t position, SearchShared* shared) {
-  int32_t code = kSlotPadding;
+                            int64_t position, int32_t code,
+                            SearchShared* shared) {
   uint64_t id = 0;
   int32_t table = 0;
-  bool missing = false;
-  if (position < a.batch.size) {
+  bool missing = code == kSlotMissing;
+  if (!__any_sync(kAllLanes, missing)) return code;
+  if (missing) {
     const PlacedBatch& placed = a.batch.Find(position);
-    const int64_t i = position - placed.begin;
-    code = saw_layout ? placed.batch.slots[i] : kSlotMissing;
-    if (code == kSlotMissing) {
-      id = placed.batch.ids.Id(i);
-      table = placed.batch.ids.Table(i);
-      const int32_t rejected = a.keys.Reject(id, table);
-      missing = rejected == 0;
-      code = missing ? kSlotMissing : rejected;
-    }
+    id = placed.batch.ids.Id(position - placed.begin);
+    table = placed.batch.ids.Table(position - placed.begin);
+    const int32_t rejected = a.keys.Reject(id, table);
+    missing = rejected == 0;
+    code = missing ? kSlotMissing : rejected;
   }
   const Key key = a.keys.MakeKey(id, table);
   if (!saw_layout && a.mode != PlaceMode::kNumber) {
-    const int32_t slot = ProbeIndex(a.table.index, key, missing, shared);
+    const int32_t slot = SearchAgain(a.table.index, key, missing, shared);
     code = missing ? slot : code;
     missing = missing && slot < 0;
   }
   return missing ? Claim(a, key, table, static_cast<uint32_t>(position)) : code;
 }
 
-__global__ __launch_bounds__(kBlockThreads) void PlaceKernel(
+__global__ __launch_bounds__(kBlockThreads, 6) void PlaceKernel(
     const __grid_constant__ PlaceArgs a) {
   __shared__ SearchShared search[kBlockWarps];
   const bool active = IsActive(a);
@@ -132,13 +147,18 @@ __global__ __launch_bounds__(kBlockThreads) void PlaceKernel(
   if (!active) return;
   const bool saw_layout = SawLayout(a);
   const int64_t begin = int64_t{blockIdx.x} * kPlaceTile + threadIdx.x;
+  int32_t reported[kPlaceItems];
+#pragma unroll
+  for (int k = 0; k < kPlaceItems; ++k) {
+    reported[k] = ReportedSlot(a, saw_layout, begin + k * kBlockThreads);
+  }
   int missing = 0;
   int bad = 0;
 #pragma unroll
   for (int k = 0; k < kPlaceItems; ++k) {
     const int64_t position = begin + k * kBlockThreads;
-    const int32_t code =
-        PlaceOne(a, saw_layout, position, &search[threadIdx.x / kWarp]);
+    const int32_t code = PlaceOne(a, saw_layout, position, reported[k],
+                                  &search[threadIdx.x / kWarp]);
     missing |= code <= kFirstClaim ? 1 : 0;
     bad += code == kSlotBadTable ? 1 : 0;
     if (position < a.batch.size) a.codes[position] = code;

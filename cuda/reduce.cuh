@@ -44,7 +44,7 @@ inline int64_t PartialCount(int64_t n) {
 // A small batch has too few windows to keep the memory busy: then several warps
 // share the blocks of one.
 inline int32_t WarpsPerWindow(int64_t n) {
-  return n <= (1 << 17) ? ONEEMB_WPW : (n <= (1 << 19) ? 2 : 1);
+  return n <= (1 << 17) ? 4 : (n <= (1 << 19) ? 2 : 1);
 }
 
 // The lanes that share a row.
@@ -67,8 +67,15 @@ __device__ __forceinline__ LaneGroup MakeLaneGroup(int lanes) {
 
 // A row of the sorted entries.
 struct RowEntries {
-  int64_t begin;
+  int32_t begin;
   uint32_t slot;
+};
+
+// Blocks of a row, or nodes that begin there, whose sums are to be added up.
+struct Children {
+  int32_t first;
+  int32_t stride;
+  int count;
 };
 
 __device__ __forceinline__ void PrefetchLine(const void* address) {
@@ -94,7 +101,7 @@ class Reducer {
                         args.batch.first[0].batch.gradients)
                   : nullptr) {}
 
-  __device__ uint32_t SlotAt(int64_t i) const {
+  __device__ uint32_t SlotAt(int32_t i) const {
     return i < a_.n ? static_cast<uint32_t>(a_.entries[i] >> 32) : a_.sentinel;
   }
 
@@ -104,11 +111,14 @@ class Reducer {
 
   // One column vector of the sum over entries[begin, begin + count), count at
   // most 32, from left to right.
-  __device__ Vector SumBlock(int64_t begin, int count, int column) const {
-    constexpr int kAhead = ONEEMB_AHEAD;
+  __device__ Vector SumBlock(int32_t begin, int count, int column) const {
+    constexpr int kAhead = 4;
     Vector sum = Elements::Unpack(Load(begin, column));
     int k = 1;
     for (; k + kAhead <= count; k += kAhead) {
+#if ONEEMB_PB
+      for (int j = kAhead; j < 2*kAhead; ++j) if (k + j < count) PrefetchLine(Gradient(begin + k + j) + column);
+#endif
       typename Elements::Type words[kAhead];
 #pragma unroll
       for (int j = 0; j < kAhead; ++j) words[j] = Load(begin + k + j, column);
@@ -120,14 +130,22 @@ class Reducer {
   }
 
   // Asks for the first gradient of a block, to be in the cache later.
-  __device__ void Prefetch(int64_t begin) const {
+  __device__ void Prefetch(int32_t begin) const {
     if (FirstColumn() >= a_.shape.dim) return;
     PrefetchLine(Gradient(begin) + FirstColumn());
   }
 
+  // Asks for the gradients of a whole window where they are short.
+  __device__ void PrefetchWindow(int32_t window) const {
+    constexpr int kLine = 128;
+    const int32_t entry = window + Lane();
+    if (a_.shape.dim * int{sizeof(Storage)} > kLine || entry >= a_.n) return;
+    PrefetchLine(Gradient(entry));
+  }
+
   // Says that a sum over these entries was not finite.
-  __device__ void CountNonFinite(int64_t begin, int count) const {
-    uint64_t found = 0;
+  __device__ void CountNonFinite(int32_t begin, int count) const {
+    uint32_t found = 0;
     for (int k = 0; k < count; ++k) {
       bool finite = true;
       for (int c = FirstColumn(); c < a_.shape.dim; c += ColumnStep()) {
@@ -146,52 +164,51 @@ class Reducer {
   }
 
   // Where the sum of block `block` of a row is kept.
-  __device__ int64_t PartialIndex(const RowEntries& row, int64_t block) const {
+  __device__ int32_t PartialIndex(const RowEntries& row, int32_t block) const {
     return 2 * (row.begin / kSumBlock + block) + (block == 0 ? 0 : 1);
   }
 
-  __device__ float* Partial(const RowEntries& row, int64_t block) const {
-    return a_.partials + PartialIndex(row, block) * a_.shape.dim;
+  __device__ float* Partial(const RowEntries& row, int32_t block) const {
+    return a_.partials + int64_t{PartialIndex(row, block)} * a_.shape.dim;
   }
 
-  // The sum of `count` sums, `stride` blocks apart.
-  __device__ Vector SumPartials(const RowEntries& row, int64_t first,
-                                int64_t stride, int count, int column) const {
-    Vector sum = LoadPartial(row, first, column);
-#pragma unroll 8
-    for (int k = 1; k < count; ++k) {
-      Add(LoadPartial(row, first + k * stride, column), &sum);
+  // One column vector of the sum over children.
+  __device__ Vector SumPartials(const RowEntries& row, const Children& children,
+                                int column) const {
+    Vector sum = LoadPartial(row, children.first, column);
+#pragma unroll 4
+    for (int k = 1; k < children.count; ++k) {
+      Add(LoadPartial(row, children.first + k * children.stride, column), &sum);
     }
     return sum;
   }
 
   // Goes up the tree from a block whose sum has just been written, as far as
   // this group is the last to arrive. True when that is the root: then
-  // *first, *stride and *count say what is left to be added up.
-  __device__ bool Climb(const RowEntries& row, int64_t block, int64_t* first,
-                        int64_t* stride, int* count) const {
-    int64_t child = block;
-    *stride = 1;
+  // *children are what is left to be added up.
+  __device__ bool Climb(const RowEntries& row, int32_t block,
+                        Children* children) const {
+    int32_t child = block;
+    children->stride = 1;
     for (int level = 0; level < kMaxSumLevels; ++level) {
-      const int64_t parent = child / kSumBlock;
-      *first = parent * kSumBlock * *stride;
-      *count = CountChildren(row, *first, *stride);
-      if (!IsLast(row, *first + level, *count)) return false;
-      const bool root =
-          parent == 0 && !HasBlock(row, *first + kSumBlock * *stride);
-      if (root) return true;
+      const int32_t parent = child / kSumBlock;
+      children->first = parent * kSumBlock * children->stride;
+      CountChildren(row, children);
+      if (!IsLast(row, children->first + level, children->count)) return false;
+      const int32_t span = kSumBlock * children->stride;
+      if (parent == 0 && !HasBlock(row, span)) return true;
       for (int c = FirstColumn(); c < a_.shape.dim; c += ColumnStep()) {
-        StoreFloats<kWidth>(Partial(row, *first) + c,
-                            SumPartials(row, *first, *stride, *count, c));
+        StoreFloats<kWidth>(Partial(row, children->first) + c,
+                            SumPartials(row, *children, c));
       }
       child = parent;
-      *stride *= kSumBlock;
+      children->stride = span;
     }
     return false;
   }
 
  private:
-  __device__ const Storage* Gradient(int64_t entry) const {
+  __device__ const Storage* Gradient(int32_t entry) const {
     const uint32_t position = static_cast<uint32_t>(a_.entries[entry]);
     if (only_ != nullptr) return only_ + int64_t{position} * a_.shape.dim;
     const PlacedBatch& placed = a_.batch.Find(position);
@@ -199,7 +216,7 @@ class Reducer {
            (position - placed.begin) * a_.shape.dim;
   }
 
-  __device__ typename Elements::Type Load(int64_t entry, int column) const {
+  __device__ typename Elements::Type Load(int32_t entry, int column) const {
     return Elements::LoadConstant(Gradient(entry) + column);
   }
 
@@ -209,30 +226,31 @@ class Reducer {
   }
 
   // Written by other multiprocessors: past the first-level cache.
-  __device__ Vector LoadPartial(const RowEntries& row, int64_t block,
+  __device__ Vector LoadPartial(const RowEntries& row, int32_t block,
                                 int column) const {
     using Word = typename PackedFloats<kWidth>::Type;
     return PackedFloats<kWidth>::Unpack(
         __ldcg(reinterpret_cast<const Word*>(Partial(row, block) + column)));
   }
 
-  __device__ bool HasBlock(const RowEntries& row, int64_t block) const {
-    return SlotAt(row.begin + block * kSumBlock) == row.slot;
+  __device__ bool HasBlock(const RowEntries& row, int32_t block) const {
+    const int64_t entry = row.begin + int64_t{block} * kSumBlock;
+    return entry < a_.n && SlotAt(static_cast<int32_t>(entry)) == row.slot;
   }
 
-  __device__ int CountChildren(const RowEntries& row, int64_t first,
-                               int64_t stride) const {
-    int count = 0;
+  __device__ void CountChildren(const RowEntries& row,
+                                Children* children) const {
+    children->count = 0;
     for (int k = 0; k < kSumBlock; k += group_.lanes) {
-      const bool has = HasBlock(row, first + (k + group_.lane) * stride);
-      count += __popc(__ballot_sync(group_.mask, has));
+      const bool has = HasBlock(
+          row, children->first + (k + group_.lane) * children->stride);
+      children->count += __popc(__ballot_sync(group_.mask, has));
     }
-    return count;
   }
 
   // Whether this group is the last of `count` to arrive at a ticket. An only
   // child does not ask: so the ticket's block is always one of this row.
-  __device__ bool IsLast(const RowEntries& row, int64_t block,
+  __device__ bool IsLast(const RowEntries& row, int32_t block,
                          int count) const {
     if (count == 1) return true;
     __threadfence();
@@ -253,21 +271,21 @@ class Reducer {
 
 // Where the row of entry `end` (the first of a window) begins; for a whole warp.
 template <class Reduce>
-__device__ int64_t FindRowBegin(const Reduce& reduce, int64_t window,
+__device__ int32_t FindRowBegin(const Reduce& reduce, int32_t window,
                                 uint32_t slot) {
-  const int64_t before = window - kWarp + Lane();
+  const int32_t before = window - kWarp + Lane();
   const uint32_t differs =
       __ballot_sync(kAllLanes, before < 0 || reduce.SlotAt(before) != slot);
   if (differs != 0) return window - __clz(differs);
-  int64_t low = 0;
-  int64_t high = window - kWarp;  // of this row
+  int32_t low = 0;
+  int32_t high = window - kWarp;  // of this row
   while (low < high) {
-    const int64_t step = CeilDiv(high - low, kWarp);
-    const int64_t i = low + Lane() * step;
+    const int32_t step = (high - low + kWarp - 1) / kWarp;
+    const int32_t i = low + Lane() * step;
     const bool below = i < high && reduce.SlotAt(i) < slot;
     const int count = __popc(__ballot_sync(kAllLanes, below));
     if (count == 0) return low;
-    const int64_t reached = low + count * step;
+    const int32_t reached = low + count * step;
     low += (count - 1) * step + 1;
     high = high < reached ? high : reached;
   }
@@ -293,9 +311,9 @@ __device__ __forceinline__ BlockItem MakeBlockItem(int offset, int count,
 // Lists the blocks that begin in a window; for a whole warp. Returns their
 // number; *continued: where the row began that the window's first entry is in.
 template <class Reduce>
-__device__ int ListBlocks(const Reduce& reduce, int64_t window,
+__device__ int ListBlocks(const Reduce& reduce, int32_t window,
                           uint32_t sentinel, BlockItem* items,
-                          int64_t* continued) {
+                          int32_t* continued) {
   const int lane = Lane();
   const uint32_t slot = reduce.SlotAt(window + lane);
   const uint32_t next = reduce.SlotAt(window + kWarp + lane);
@@ -305,8 +323,8 @@ __device__ int ListBlocks(const Reduce& reduce, int64_t window,
   uint32_t before_next = __shfl_up_sync(kAllLanes, next, 1);
   if (lane == 0) before_next = last;
   const uint32_t heads_here = __ballot_sync(kAllLanes, slot != before);
-  const uint64_t heads_next = __ballot_sync(kAllLanes, next != before_next);
-  const uint64_t heads = heads_here | heads_next << kWarp;
+  const uint32_t heads_next = __ballot_sync(kAllLanes, next != before_next);
+  const uint32_t heads = heads_here | heads_next << kWarp;
   uint32_t starts =
       heads_here & __ballot_sync(kAllLanes, slot != sentinel);
   *continued = window;
@@ -341,56 +359,55 @@ __global__ __launch_bounds__(kBlockThreads) void ReduceKernel(
   if (*a.active == 0) return;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int64_t index = int64_t{blockIdx.x} * kBlockWarps + warp;
-  const int64_t window = index / a.warps_per_window * kWarp;
+  const int32_t window =
+      static_cast<int32_t>(index / a.warps_per_window) * kWarp;
   if (window >= a.n) return;
   const LaneGroup group = MakeLaneGroup(a.shape.lanes);
   const Reducer<Access, kWidth> reduce(a, group);
-  int64_t continued = 0;
+  int32_t continued = 0;
   const int count =
       ListBlocks(reduce, window, a.sentinel, items[warp], &continued);
+#if ONEEMB_PW
+  reduce.PrefetchWindow(window);
+#endif
   Sink sink(sink_args, a.shape, &shared[warp]);
   const int groups = kWarp / a.shape.lanes;
   const int sub = static_cast<int>(index % a.warps_per_window);
-  for (int i = sub * groups + Lane() / a.shape.lanes; i < count;
-       i += groups * a.warps_per_window) {
+  const int stride = groups * a.warps_per_window;
+  for (int i = sub * groups + Lane() / a.shape.lanes; i < count; i += stride) {
     const BlockItem item = items[warp][i];
-    const int64_t begin = window + item.offset();
+    const int32_t begin = window + item.offset();
     const uint32_t slot = reduce.SlotAt(begin);
-    bool finite = true;
-    if (ONEEMB_PREFETCH && i + groups * a.warps_per_window < count) {
-      const BlockItem next = items[warp][i + groups * a.warps_per_window];
+    if (i + stride < count) {
+      const BlockItem next = items[warp][i + stride];
       reduce.Prefetch(window + next.offset());
       if (next.whole()) {
         sink.template Prefetch<kWidth>(reduce.SlotAt(window + next.offset()),
                                        group);
       }
     }
-    if (item.whole()) {
-      sink.template Row<kWidth>(slot, group, [&](int column) {
-        const Columns<kWidth> sum =
-            reduce.SumBlock(begin, item.count(), column);
-        finite = finite && reduce.AllFinite(sum);
-        return sum;
-      });
-    } else {
-      const RowEntries row{item.first() ? begin : continued, slot};
-      const int64_t block = (begin - row.begin) / kSumBlock;
-      float* const partial = a.partials +
-                             reduce.PartialIndex(row, block) * a.shape.dim;
+    bool finite = true;
+    const auto sum_block = [&](int column) {
+      const Columns<kWidth> sum = reduce.SumBlock(begin, item.count(), column);
+      finite = finite && reduce.AllFinite(sum);
+      return sum;
+    };
+    const RowEntries row{item.first() ? begin : continued, slot};
+    Children root{};
+    bool is_root = item.whole();
+    if (!is_root) {
+      const int32_t block = (begin - row.begin) / kSumBlock;
       for (int c = reduce.FirstColumn(); c < a.shape.dim;
            c += reduce.ColumnStep()) {
-        const Columns<kWidth> sum = reduce.SumBlock(begin, item.count(), c);
-        finite = finite && reduce.AllFinite(sum);
-        StoreFloats<kWidth>(partial + c, sum);
+        StoreFloats<kWidth>(reduce.Partial(row, block) + c, sum_block(c));
       }
-      int64_t first = 0;
-      int64_t stride = 1;
-      int children = 0;
-      if (reduce.Climb(row, block, &first, &stride, &children)) {
-        sink.template Row<kWidth>(slot, group, [&](int column) {
-          return reduce.SumPartials(row, first, stride, children, column);
-        });
-      }
+      is_root = reduce.Climb(row, block, &root);
+    }
+    if (is_root) {
+      sink.template Row<kWidth>(slot, group, [&](int column) {
+        return item.whole() ? sum_block(column)
+                            : reduce.SumPartials(row, root, column);
+      });
     }
     if (a.non_finite != nullptr && group.Any(!finite)) {
       reduce.CountNonFinite(begin, item.count());

@@ -90,8 +90,7 @@ class UpdateSink {
       : a_(args),
         shape_(shape),
         shared_(shared),
-        scalars_(*reinterpret_cast<const Scalars*>(args.state->scalars)),
-        grad_scale_(*args.grad_scale) {}
+        scalars_(*reinterpret_cast<const Scalars*>(args.state->scalars)) {}
 
   template <int kWidth, class Gradient>
   __device__ void Row(uint32_t slot, const LaneGroup& group,
@@ -149,9 +148,10 @@ class UpdateSink {
   template <int kWidth, class Gradient>
   __device__ Columns<kWidth> Scaled(const Gradient& gradient, int column) {
     Columns<kWidth> g = gradient(column);
-    if (grad_scale_ != 1.0F) {
+    const float grad_scale = *a_.grad_scale;
+    if (grad_scale != 1.0F) {
 #pragma unroll
-      for (int i = 0; i < kWidth; ++i) g.v[i] *= grad_scale_;
+      for (int i = 0; i < kWidth; ++i) g.v[i] *= grad_scale;
     }
     return g;
   }
@@ -234,8 +234,7 @@ class UpdateSink {
   const Args& a_;
   const RowShape& shape_;
   Shared* shared_;
-  Scalars scalars_;
-  float grad_scale_;
+  const Scalars& scalars_;
 };
 
 }  // namespace oneemb::gpu
