@@ -145,7 +145,7 @@ class Reducer {
 
   // Says that a sum over these entries was not finite.
   __device__ void CountNonFinite(int32_t begin, int count) const {
-    uint32_t found = 0;
+    uint64_t found = 0;
     for (int k = 0; k < count; ++k) {
       bool finite = true;
       for (int c = FirstColumn(); c < a_.shape.dim; c += ColumnStep()) {
@@ -323,8 +323,8 @@ __device__ int ListBlocks(const Reduce& reduce, int32_t window,
   uint32_t before_next = __shfl_up_sync(kAllLanes, next, 1);
   if (lane == 0) before_next = last;
   const uint32_t heads_here = __ballot_sync(kAllLanes, slot != before);
-  const uint32_t heads_next = __ballot_sync(kAllLanes, next != before_next);
-  const uint32_t heads = heads_here | heads_next << kWarp;
+  const uint64_t heads_next = __ballot_sync(kAllLanes, next != before_next);
+  const uint64_t heads = heads_here | heads_next << kWarp;
   uint32_t starts =
       heads_here & __ballot_sync(kAllLanes, slot != sentinel);
   *continued = window;
