@@ -1,6 +1,6 @@
 """Measures tables on a GPU against JAX, torch and a copy of the same bytes.
 
-python benchmarks/gpu.py [--quick] [--out FILE]
+python benchmarks/gpu.py [--quick] [--systems NAME ...] [--seconds N]
 
 Times are of the device: a program runs one phase several times in a row, with
 the second-level cache flushed before each, and the same program with nothing
@@ -11,12 +11,10 @@ median of several runs.
 import argparse
 import dataclasses
 import functools
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -70,6 +68,12 @@ def draw(cell: Cell, turn: int) -> np.ndarray:
     return np.random.default_rng(99).permutation(cell.rows)[ranks]
 
 
+@functools.cache
+def batches_of(cell: Cell) -> list[np.ndarray]:
+    """The batches of all turns."""
+    return [draw(cell, turn) for turn in range(TURNS)]
+
+
 def id_of(row: np.ndarray) -> np.ndarray:
     """Ids spread over 64 bits, as hashed features are."""
     return (row.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)).view(np.int64)
@@ -102,19 +106,31 @@ def chained(phase: Callable[..., Any]) -> Callable[..., Any]:
     return program
 
 
-def device_ms(phase: Callable[..., Any], state: Any, ids: Any, grads: Any,
-              runs: int) -> tuple[float, Any]:  # fmt: skip
-    """Milliseconds of one turn of `phase`, flushes included; and the last state."""
-    program = chained(phase)
+def device_ms(
+    phase: Callable[..., Any], state: Any, ids: Any, grads: Any, runs: int
+) -> tuple[float, Any]:
+    """Milliseconds of one turn of `phase`, flushes included; and the last state.
+
+    With `runs` 1 it is the very first run, for what cannot be done twice.
+    """
     words = jnp.zeros((FLUSH_WORDS,), jnp.uint32)
+    program = chained(phase).lower(words, state, ids, grads).compile()
     times = []
-    for _ in range(runs + 2):
+    for _ in range(runs + 2 if runs > 1 else 1):
         jax.block_until_ready((words, state))
         start = time.perf_counter()
         words, state = program(words, state, ids, grads)
         jax.block_until_ready((words, state))
         times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times[2:]) / TURNS, state
+    return 1e3 * statistics.median(times[-runs:]) / TURNS, state
+
+
+@functools.cache
+def flush_ms(runs: int) -> float:
+    """Milliseconds of a turn that does nothing."""
+    nothing = lambda state, ids, grads: (state, grads)  # noqa: E731
+    ids = jnp.zeros((TURNS, 1))
+    return device_ms(nothing, jnp.zeros(1), ids, jnp.ones(1), runs)[0]
 
 
 # What is compared: each makes (state, ids[TURNS], {phase: function}).
@@ -137,8 +153,7 @@ def ours(cell: Cell, optimizer: str, batches: list[np.ndarray]) -> Any:
         acts, ctx = oe.lookup(table, ids)
         return oe.update(table, ctx, jnp.zeros_like(acts))
 
-    for part in np.array_split(np.arange(cell.rows), max(1, cell.rows // 2**18)):
-        table = fill(table, oe.pack_ids(id_of(part)))
+    table = fill(table, oe.pack_ids(id_of(np.arange(cell.rows))))
 
     def lookup(table: Any, ids: Any, grads: Any) -> Any:
         return table, oe.lookup(table, ids)[0]
@@ -208,27 +223,20 @@ def copied(cell: Cell, optimizer: str, batches: list[np.ndarray]) -> Any:
     return state, jnp.arange(TURNS, dtype=jnp.uint32), {p: copy(p) for p in words}
 
 
-SYSTEMS = {"oneemb_jax": ours, "JAX by hand": jax_rows, "copy": copied}
+def torch_ms(cell: Cell, optimizer: str, runs: int) -> dict[str, float]:
+    """Embedding(sparse=True) and its optimizer, by events."""
+    import torch  # takes seconds, and is not always there
 
-
-def torch_ms(cell: Cell, optimizer: str, batches: list[np.ndarray],
-             runs: int) -> dict[str, float]:  # fmt: skip
-    """Embedding(sparse=True) and its optimizer, by events; none without torch."""
-    try:
-        import torch
-    except ImportError:
-        return {}
-    if not torch.cuda.is_available():
-        return {}
     emb = torch.nn.Embedding(cell.rows, cell.dim, sparse=True, device="cuda")
     make = {
-        "sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad,
+        "sgd": torch.optim.SGD,
+        "adagrad": torch.optim.Adagrad,
         "adam": torch.optim.SparseAdam,
-    }[optimizer]  # fmt: skip
+    }[optimizer]
     update = make(emb.parameters(), lr=LEARNING_RATE)
     grads = torch.ones(cell.ids, cell.dim, device="cuda")
     words = torch.zeros(FLUSH_WORDS, dtype=torch.int32, device="cuda")
-    ids = [torch.from_numpy(batch).cuda() for batch in batches]
+    ids = [torch.from_numpy(batch).cuda() for batch in batches_of(cell)]
 
     def step(now: Any) -> None:
         emb(now).backward(grads)
@@ -248,69 +256,79 @@ def torch_ms(cell: Cell, optimizer: str, batches: list[np.ndarray],
     return {phase: statistics.median(many[2:]) for phase, many in times.items()}
 
 
-def measure(cell: Cell, optimizer: str, runs: int, torch_too: bool) -> dict[str, Any]:
-    """Milliseconds by system and phase of one cell."""
-    batches = [draw(cell, turn) for turn in range(TURNS)]
+def jax_ms(make: Any, cell: Cell, optimizer: str, runs: int) -> dict[str, float]:
+    """Milliseconds by phase of one system that runs in JAX."""
     grads = jnp.asarray(
         np.random.default_rng(0).standard_normal((cell.ids, cell.dim), np.float32)
     )
-    nothing = lambda state, ids, grads: (state, grads)  # noqa: E731
-    base, _ = device_ms(nothing, jnp.zeros(1), jnp.zeros((TURNS, 1)), jnp.ones(1), runs)
-    result: dict[str, Any] = {
-        **dataclasses.asdict(cell),
-        "optimizer": optimizer,
-        "n_unique": statistics.mean(len(np.unique(batch)) for batch in batches),
-        "flush": base,
-    }
-    for name, make in SYSTEMS.items():
-        if cell.dist == "unique" and name == "JAX by hand":
-            continue
-        state, ids, phases = make(cell, optimizer, batches)
-        for phase, function in phases.items():
-            ms, state = device_ms(function, state, ids, grads, runs)
-            result[f"{name}: {phase}"] = ms - base
-        del state, ids
-    if torch_too and cell.dist != "unique":
-        found = torch_ms(cell, optimizer, batches, runs)
-        result |= {f"torch: {phase}": ms for phase, ms in found.items()}
-    return result
+    state, ids, phases = make(cell, optimizer, batches_of(cell))
+    found = {}
+    for phase, function in phases.items():
+        # Ids that are new can be inserted once.
+        once = cell.dist == "unique" and phase == "step" and make is ours
+        ms, state = device_ms(function, state, ids, grads, 1 if once else runs)
+        found[phase] = ms - flush_ms(runs)
+    return found
 
 
-def cells(quick: bool) -> list[tuple[Cell, str]]:
-    """The grid: a million ids and 64 k, wide and narrow rows, finds and inserts."""
-    rows, million, small = 1_700_000, 2**20, 2**16
-    grid = [
-        (Cell(rows, million, 128, dist), optimizer)
-        for dist in ("zipf", "uniform")
-        for optimizer in OPTIMIZERS
-    ]
-    grid += [(Cell(rows, small, 128, "zipf"), optimizer) for optimizer in OPTIMIZERS]
-    if quick:
-        return grid
-    grid += [(Cell(rows, million, 16, "zipf"), name) for name in ("sgd", "adam")]
-    grid += [(Cell(rows, million, 64, "unique", 0.6), "sgd")]
-    return grid
+SYSTEMS: dict[str, Callable[[Cell, str, int], dict[str, float]]] = {
+    "oneemb_jax": functools.partial(jax_ms, ours),
+    "copy": functools.partial(jax_ms, copied),
+    "JAX": functools.partial(jax_ms, jax_rows),
+    "torch": torch_ms,
+}
+
+
+def grid(quick: bool) -> list[tuple[Cell, str]]:
+    """A million ids and 64 k, wide and narrow rows, finds and inserts."""
+    rows, million = 1_700_000, 2**20
+    zipf, uniform = (Cell(rows, million, 128, dist) for dist in ("zipf", "uniform"))
+    cells = [(zipf, name) for name in OPTIMIZERS]
+    cells += [(Cell(rows, 2**16, 128, "zipf"), name) for name in OPTIMIZERS]
+    cells += [(uniform, "sgd"), (uniform, "adam")]
+    cells += [(Cell(rows, million, 16, "zipf"), name) for name in ("sgd", "adam")]
+    cells += [(Cell(rows, million, 64, "unique", 0.6), "sgd")]
+    return cells if quick else [*cells, (uniform, "adagrad")]
+
+
+def line_of(cell: Cell, optimizer: str, system: str, ms: dict[str, float]) -> str:
+    """One row of the table that is printed."""
+    distinct = statistics.mean(len(np.unique(batch)) for batch in batches_of(cell))
+    return (
+        f"| {cell.dist} | {cell.ids} | {distinct:.0f} | {cell.hit_rate} | {cell.dim} | "
+        f"{optimizer} | {system} | {ms['lookup']:.4f} | {ms['step']:.4f} |"
+    )
+
+
+HEADER = """| ids | n | n_unique | hit rate | dim | optimizer | system | lookup | step |
+|---|---|---|---|---|---|---|---|---|"""
 
 
 def main() -> None:
-    """Measures the grid and prints one line a cell."""
+    """Measures system after system and prints one line a cell."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer cells and runs")
-    parser.add_argument("--no-torch", action="store_true")
-    parser.add_argument("--out", type=Path, help="where results go as JSON")
+    parser.add_argument(
+        "--systems", nargs="+", choices=SYSTEMS, default=["oneemb_jax", "JAX", "copy"]
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=1e9, help="begin no cell after these"
+    )
     options = parser.parse_args()
     if jax.default_backend() != "gpu":
         sys.exit("gpu.py: JAX has no GPU here.")
-    print("card:", jax.devices()[0].device_kind, "jax", jax.__version__, flush=True)
-    results = []
-    for cell, optimizer in cells(options.quick):
-        runs = 6 if options.quick else 12
-        result = measure(cell, optimizer, runs, not options.no_torch)
-        results.append(result)
-        print({k: round(v, 4) if isinstance(v, float) else v for k, v in result.items()},
-              flush=True)  # fmt: skip
-    if options.out is not None:
-        options.out.write_text(json.dumps(results, indent=1))
+    print(f"card: {jax.devices()[0].device_kind}, jax {jax.__version__}; milliseconds")
+    print(HEADER, flush=True)
+    begin = time.monotonic()
+    for system in options.systems:
+        for cell, optimizer in grid(options.quick):
+            if cell.dist == "unique" and system in ("JAX", "torch"):
+                continue  # arrays have no rows that are missing
+            if time.monotonic() - begin > options.seconds:
+                print(f"no time left for {system}")
+                break
+            ms = SYSTEMS[system](cell, optimizer, 5 if options.quick else 11)
+            print(line_of(cell, optimizer, system, ms), flush=True)
 
 
 if __name__ == "__main__":

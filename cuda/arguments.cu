@@ -1,7 +1,7 @@
-#include "cuda/arguments.h"
-
 #include <algorithm>
 #include <cstring>
+
+#include "cuda/arguments.h"
 
 namespace oneemb::gpu {
 namespace {
@@ -42,9 +42,9 @@ void MeasureInitializerArgs(int64_t num_columns, int64_t num_tables,
   workspace->Take<InitializerConfig>(num_columns * num_tables);
 }
 
-cudaError_t MakeInitializerArgs(cudaStream_t stream, const RowInitializers& rows,
-                                int32_t num_tables, Workspace* workspace,
-                                InitializerArgs* args) {
+cudaError_t MakeInitializerArgs(cudaStream_t stream,
+                                const RowInitializers& rows, int32_t num_tables,
+                                Workspace* workspace, InitializerArgs* args) {
   const int64_t columns = rows.num_columns;
   const int64_t configs = columns * num_tables;
   int32_t* const ends_space = workspace->Take<int32_t>(columns);
@@ -56,9 +56,9 @@ cudaError_t MakeInitializerArgs(cudaStream_t stream, const RowInitializers& rows
     std::copy_n(rows.column_ends, columns, args->column_ends);
   } else {
     args->rows.column_ends = ends_space;
-    ONEEMB_RETURN_IF_CUDA_ERROR(Upload(
-        stream, rows.column_ends, columns * int64_t{sizeof(int32_t)},
-        ends_space));
+    ONEEMB_RETURN_IF_CUDA_ERROR(Upload(stream, rows.column_ends,
+                                       columns * int64_t{sizeof(int32_t)},
+                                       ends_space));
   }
   if (configs <= InitializerArgs::kInlineConfigs) {
     std::copy_n(rows.configs, configs, args->configs);

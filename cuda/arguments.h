@@ -36,9 +36,9 @@ struct InitializerArgs {
 };
 
 // `rows` points to the host. Takes what it needs from the workspace.
-cudaError_t MakeInitializerArgs(cudaStream_t stream, const RowInitializers& rows,
-                                int32_t num_tables, Workspace* workspace,
-                                InitializerArgs* args);
+cudaError_t MakeInitializerArgs(cudaStream_t stream,
+                                const RowInitializers& rows, int32_t num_tables,
+                                Workspace* workspace, InitializerArgs* args);
 void MeasureInitializerArgs(int64_t num_columns, int64_t num_tables,
                             Workspace* workspace);
 

@@ -1,5 +1,5 @@
-// What the CUDA library shows to the outside: FFI handlers, the FFI version that
-// they were built for, and the size of the workspace that each one needs.
+// What the CUDA library shows to the outside: FFI handlers, the FFI version
+// that they were built for, and the size of the workspace that each one needs.
 #pragma once
 
 #include <cstdint>

@@ -70,8 +70,7 @@ __device__ inline int32_t ProbeIndex(const IndexView& index, Key key,
   const uint32_t mask = __ballot_sync(kAllLanes, pending);
   if (mask == 0) return mine.slot;
   if (pending) {
-    shared->pending[__popc(mask & LowerLanes())] =
-        static_cast<uint8_t>(Lane());
+    shared->pending[__popc(mask & LowerLanes())] = static_cast<uint8_t>(Lane());
   }
   __syncwarp();
   const int count = __popc(mask);

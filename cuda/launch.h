@@ -50,8 +50,8 @@ class Workspace {
 }  // namespace oneemb::gpu
 
 // Returns the error of a call of the CUDA runtime from the function around it.
-#define ONEEMB_RETURN_IF_CUDA_ERROR(expression)                   \
-  do {                                                            \
-    const cudaError_t oneemb_cuda_error = (expression);           \
+#define ONEEMB_RETURN_IF_CUDA_ERROR(expression)                     \
+  do {                                                              \
+    const cudaError_t oneemb_cuda_error = (expression);             \
     if (oneemb_cuda_error != cudaSuccess) return oneemb_cuda_error; \
   } while (false)

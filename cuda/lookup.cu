@@ -1,9 +1,8 @@
-#include "cuda/lookup.h"
-
 #include "core/counters.h"
 #include "cuda/arguments.h"
 #include "cuda/index.cuh"
 #include "cuda/lanes.h"
+#include "cuda/lookup.h"
 #include "cuda/new_row.cuh"
 #include "cuda/vector.cuh"
 #include "cuda/warp.cuh"
@@ -50,9 +49,8 @@ __device__ Found FindOne(const LookupArgs& a, int64_t i, SearchShared* shared) {
     found.slot = a.keys.Reject(found.id, found.table);
   }
   const bool searches = found.slot == 0;
-  const int32_t slot =
-      ProbeIndex(a.table.index, a.keys.MakeKey(found.id, found.table), searches,
-                 shared);
+  const int32_t slot = ProbeIndex(
+      a.table.index, a.keys.MakeKey(found.id, found.table), searches, shared);
   if (searches) found.slot = slot;
   if (i < a.ids.size) a.out.slots[i] = found.slot;
   return found;
@@ -110,7 +108,8 @@ __global__ __launch_bounds__(kBlockThreads) void FillKernel(
   const uint32_t mask = __ballot_sync(kAllLanes, slot < 0);
   if (mask == 0) return;
   uint8_t* const list = without[threadIdx.x / kWarp];
-  if (slot < 0) list[__popc(mask & LowerLanes())] = static_cast<uint8_t>(Lane());
+  if (slot < 0)
+    list[__popc(mask & LowerLanes())] = static_cast<uint8_t>(Lane());
   __syncwarp();
   const int groups = kWarp / a.shape.lanes;
   auto* const out = static_cast<typename Access::Storage*>(a.out.activations);

@@ -1,5 +1,4 @@
 #include "cuda/norm.h"
-
 #include "cuda/place.h"
 #include "cuda/row_update.cuh"
 #include "cuda/update_rows.h"
@@ -16,8 +15,7 @@ class SquareSink {
   };
   using Shared = ColumnSumShared;
 
-  __device__ SquareSink(const Args& args, const RowShape& shape,
-                        Shared* shared)
+  __device__ SquareSink(const Args& args, const RowShape& shape, Shared* shared)
       : a_(args), shape_(shape), shared_(shared) {}
 
   template <int kWidth>
@@ -129,9 +127,8 @@ cudaError_t GlobalNorm(cudaStream_t stream, const TableRules& rules,
   Workspace workspace(workspace_base);
   Space space{};
   TakeSpace(rules, n, &workspace, &space);
-  ONEEMB_RETURN_IF_CUDA_ERROR(
-      cudaMemsetAsync(workspace_base, 0,
-                      static_cast<size_t>(space.zero_bytes), stream));
+  ONEEMB_RETURN_IF_CUDA_ERROR(cudaMemsetAsync(
+      workspace_base, 0, static_cast<size_t>(space.zero_bytes), stream));
   space.place.mode = PlaceMode::kNumber;
   space.place.keys = rules.keys;
   space.place.embedding_dim = rules.embedding_dim;

@@ -1,9 +1,8 @@
-#include "cuda/place.h"
-
 #include "core/counters.h"
 #include "core/optimizer_math.h"
 #include "cuda/index.cuh"
 #include "cuda/new_row.cuh"
+#include "cuda/place.h"
 #include "cuda/warp.cuh"
 
 namespace oneemb::gpu {
@@ -113,8 +112,8 @@ __device__ __noinline__ int32_t SearchAgain(const IndexView& index, Key key,
   return ProbeIndex(index, key, searches, shared);
 }
 
-// The slot of a position, or the code of its claim, given what was reported; for
-// a whole warp.
+// The slot of a position, or the code of its claim, given what was reported;
+// for a whole warp.
 __device__ int32_t PlaceOne(const PlaceArgs& a, bool saw_layout,
                             int64_t position, int32_t code,
                             SearchShared* shared) {
@@ -231,7 +230,8 @@ __global__ __launch_bounds__(kBlockThreads) void NumberKernel(
 #pragma unroll
   for (int k = 0; k < kNumberItems; ++k) {
     if (!is_first[k]) continue;
-    version += TakeNewKey(a, static_cast<uint32_t>(begin + k), cells[k], number);
+    version +=
+        TakeNewKey(a, static_cast<uint32_t>(begin + k), cells[k], number);
     ++number;
   }
   if (a.mode == PlaceMode::kNumber) return;
@@ -292,10 +292,10 @@ __device__ void AssignTile(const PlaceArgs& a, uint32_t* tile_counts) {
 __device__ void WriteNewRows(const PlaceArgs& a) {
   const RowInitializers rows = a.initializers.View();
   const int64_t inserted = NumInserted(a);
-  const uint32_t parts = a.mode == PlaceMode::kUpdate
-                             ? static_cast<uint32_t>(
-                                   CeilDiv(a.table.row_words, 4))
-                             : 1;
+  const uint32_t parts =
+      a.mode == PlaceMode::kUpdate
+          ? static_cast<uint32_t>(CeilDiv(a.table.row_words, 4))
+          : 1;
   const int64_t threads = int64_t{gridDim.x} * kBlockThreads;
   const int64_t thread = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
   for (int64_t i = thread; i < inserted * parts; i += threads) {
@@ -325,8 +325,9 @@ __device__ void CloseBooks(const PlaceArgs& a) {
   DispatchOptimizer(a.optimizer.kind, [&](auto optimizer) {
     using Scalars = typename decltype(optimizer)::Scalars;
     static_assert(sizeof(Scalars) <= sizeof(PlaceState::scalars));
-    *reinterpret_cast<Scalars*>(a.state->scalars) = decltype(optimizer)::Prepare(
-        a.optimizer, *a.learning_rate, a.state->step);
+    *reinterpret_cast<Scalars*>(a.state->scalars) =
+        decltype(optimizer)::Prepare(a.optimizer, *a.learning_rate,
+                                     a.state->step);
   });
   *a.step = a.state->step + 1;
   ++*a.generation;
@@ -366,8 +367,8 @@ void TakePlaceSpace(int64_t n, bool shared_keys, Workspace* workspace,
   args->cell_tables =
       workspace->Take<uint32_t>(shared_keys ? args->num_cells : 0);
   if (!shared_keys) args->cell_tables = nullptr;
-  args->sort.counts = workspace->Take<uint32_t>(args->sort.pass_counts() *
-                                                args->sort.passes);
+  args->sort.counts =
+      workspace->Take<uint32_t>(args->sort.pass_counts() * args->sort.passes);
 }
 
 }  // namespace oneemb::gpu

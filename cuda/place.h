@@ -26,12 +26,12 @@ enum class PlaceMode : int32_t {
 
 // What the kernels of one call tell each other. Begins as zeros.
 struct PlaceState {
-  uint32_t active;        // 0: nothing is to change
-  uint32_t any_missing;   // a position has claimed a cell
-  uint32_t next_tile;     // of Number
-  uint32_t step;          // before this call
+  uint32_t active;       // 0: nothing is to change
+  uint32_t any_missing;  // a position has claimed a cell
+  uint32_t next_tile;    // of Number
+  uint32_t step;         // before this call
   uint64_t rows_before;
-  uint64_t num_new;       // distinct keys that had no slot
+  uint64_t num_new;                        // distinct keys that had no slot
   alignas(16) unsigned char scalars[128];  // Optimizer::Scalars of this step
 };
 
@@ -72,8 +72,8 @@ struct PlaceArgs {
 void TakePlaceSpace(int64_t n, bool shared_keys, Workspace* workspace,
                     PlaceArgs* args);
 
-// Leaves the sort key of every position in `codes`, and its counts for the first
-// pass of the sort.
+// Leaves the sort key of every position in `codes`, and its counts for the
+// first pass of the sort.
 cudaError_t Place(cudaStream_t stream, const PlaceArgs& args);
 
 }  // namespace oneemb::gpu

@@ -1,12 +1,12 @@
 // Sums the gradients of every row by the tree of core/summation.h, and hands
 // each sum to a sink, in one kernel.
 //
-// Entries are sorted by slot. A warp looks after a window of 32 of them: it sums
-// the blocks of 32 entries, counted from the beginning of each row, that begin
-// in its window. A row of one block is done with that. For a longer one the sum
-// goes to memory, and whoever finds that all blocks of the next level are there
-// adds those up, and so on to the root: a hot row is summed by as many warps as
-// it has blocks, and nobody waits.
+// Entries are sorted by slot. A warp looks after a window of 32 of them: it
+// sums the blocks of 32 entries, counted from the beginning of each row, that
+// begin in its window. A row of one block is done with that. For a longer one
+// the sum goes to memory, and whoever finds that all blocks of the next level
+// are there adds those up, and so on to the root: a hot row is summed by as
+// many warps as it has blocks, and nobody waits.
 #pragma once
 
 #include <cstdint>
@@ -30,9 +30,9 @@ struct ReduceArgs {
   RowShape shape;
   int32_t warps_per_window;
   const uint32_t* active;
-  float* partials;         // [PartialCount(n), dim]
-  uint32_t* tickets;       // [PartialCount(n)], begin as zeros
-  uint64_t* non_finite;    // gradients with a NaN or an infinity; may be null
+  float* partials;       // [PartialCount(n), dim]
+  uint32_t* tickets;     // [PartialCount(n)], begin as zeros
+  uint64_t* non_finite;  // gradients with a NaN or an infinity; may be null
 };
 
 // Sums of blocks: two a window, one of the row that begins in it and goes on,
@@ -50,7 +50,7 @@ inline int32_t WarpsPerWindow(int64_t n) {
 // The lanes that share a row.
 struct LaneGroup {
   uint32_t mask;
-  int lane;   // in the group
+  int lane;  // in the group
   int lanes;
 
   __device__ bool Any(bool value) const {
@@ -96,10 +96,9 @@ class Reducer {
   __device__ Reducer(const ReduceArgs& args, const LaneGroup& group)
       : a_(args),
         group_(group),
-        only_(args.batch.count == 1
-                  ? static_cast<const Storage*>(
-                        args.batch.first[0].batch.gradients)
-                  : nullptr) {}
+        only_(args.batch.count == 1 ? static_cast<const Storage*>(
+                                          args.batch.first[0].batch.gradients)
+                                    : nullptr) {}
 
   __device__ uint32_t SlotAt(int32_t i) const {
     return i < a_.n ? static_cast<uint32_t>(a_.entries[i] >> 32) : a_.sentinel;
@@ -116,9 +115,6 @@ class Reducer {
     Vector sum = Elements::Unpack(Load(begin, column));
     int k = 1;
     for (; k + kAhead <= count; k += kAhead) {
-#if ONEEMB_PB
-      for (int j = kAhead; j < 2*kAhead; ++j) if (k + j < count) PrefetchLine(Gradient(begin + k + j) + column);
-#endif
       typename Elements::Type words[kAhead];
 #pragma unroll
       for (int j = 0; j < kAhead; ++j) words[j] = Load(begin + k + j, column);
@@ -242,8 +238,8 @@ class Reducer {
                                 Children* children) const {
     children->count = 0;
     for (int k = 0; k < kSumBlock; k += group_.lanes) {
-      const bool has = HasBlock(
-          row, children->first + (k + group_.lane) * children->stride);
+      const bool has =
+          HasBlock(row, children->first + (k + group_.lane) * children->stride);
       children->count += __popc(__ballot_sync(group_.mask, has));
     }
   }
@@ -269,7 +265,8 @@ class Reducer {
   const Storage* only_;  // the gradients, where one lookup has them all
 };
 
-// Where the row of entry `end` (the first of a window) begins; for a whole warp.
+// Where the row of entry `end` (the first of a window) begins; for a whole
+// warp.
 template <class Reduce>
 __device__ int32_t FindRowBegin(const Reduce& reduce, int32_t window,
                                 uint32_t slot) {
@@ -325,8 +322,7 @@ __device__ int ListBlocks(const Reduce& reduce, int32_t window,
   const uint32_t heads_here = __ballot_sync(kAllLanes, slot != before);
   const uint64_t heads_next = __ballot_sync(kAllLanes, next != before_next);
   const uint64_t heads = heads_here | heads_next << kWarp;
-  uint32_t starts =
-      heads_here & __ballot_sync(kAllLanes, slot != sentinel);
+  uint32_t starts = heads_here & __ballot_sync(kAllLanes, slot != sentinel);
   *continued = window;
   const uint32_t first_slot = __shfl_sync(kAllLanes, slot, 0);
   if ((heads_here & 1) == 0 && first_slot != sentinel) {
@@ -340,16 +336,17 @@ __device__ int ListBlocks(const Reduce& reduce, int32_t window,
     const int to_head = __ffsll(static_cast<long long>(heads >> (lane + 1)));
     const bool ends = to_head != 0 && to_head <= kSumBlock;
     const bool first = (heads_here >> lane & 1) != 0;
-    items[__popc(starts & LowerLanes())] = MakeBlockItem(
-        lane, ends ? to_head : kSumBlock, first && ends, first);
+    items[__popc(starts & LowerLanes())] =
+        MakeBlockItem(lane, ends ? to_head : kSumBlock, first && ends, first);
   }
   __syncwarp();
   return __popc(starts);
 }
 
-// Sink: static constexpr bool kNeedsAllColumns, and
-//   template <class Gradient> void Row(slot, group, shared, gradient)
-// for a whole group, where gradient(column) is a column vector of the sum.
+// What happens to the sums is up to the sink, which is called by whole groups:
+//   Prefetch<kWidth>(slot, group)       asks for a row ahead of time
+//   Row<kWidth>(slot, group, gradient)  takes a row's sum; gradient(column) is
+//                                       one column vector of it
 template <class Access, class Sink, int kWidth>
 __global__ __launch_bounds__(kBlockThreads) void ReduceKernel(
     const __grid_constant__ ReduceArgs a,
@@ -367,9 +364,7 @@ __global__ __launch_bounds__(kBlockThreads) void ReduceKernel(
   int32_t continued = 0;
   const int count =
       ListBlocks(reduce, window, a.sentinel, items[warp], &continued);
-#if ONEEMB_PW
   reduce.PrefetchWindow(window);
-#endif
   Sink sink(sink_args, a.shape, &shared[warp]);
   const int groups = kWarp / a.shape.lanes;
   const int sub = static_cast<int>(index % a.warps_per_window);

@@ -85,8 +85,7 @@ class UpdateSink {
       std::conditional_t<(Optimizer::kSums > 0), ColumnSumShared, Empty>;
   using Scalars = typename Optimizer::Scalars;
 
-  __device__ UpdateSink(const Args& args, const RowShape& shape,
-                        Shared* shared)
+  __device__ UpdateSink(const Args& args, const RowShape& shape, Shared* shared)
       : a_(args),
         shape_(shape),
         shared_(shared),

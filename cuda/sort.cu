@@ -1,5 +1,4 @@
 #include "cuda/sort.h"
-
 #include "cuda/warp.cuh"
 
 namespace oneemb::gpu {
@@ -9,8 +8,8 @@ constexpr int kDigits = 1 << SortPlan::kMaxDigitBits;
 static_assert(kDigits == kBlockThreads, "a thread looks after one digit");
 
 struct PassArgs {
-  const uint32_t* keys;          // the first pass reads keys
-  const SlotPosition* entries;   // the others entries
+  const uint32_t* keys;         // the first pass reads keys
+  const SlotPosition* entries;  // the others entries
   SlotPosition* out;
   int64_t n;
   TileCounts counts;
@@ -104,9 +103,9 @@ __global__ __launch_bounds__(kBlockThreads) void PassKernel(
     const int64_t i = warp_begin + k * kWarp;
     entries[k] = 0;
     if (i >= a.n) continue;
-    entries[k] = a.keys == nullptr
-                     ? a.entries[i]
-                     : (SlotPosition{a.keys[i]} << 32) | static_cast<uint32_t>(i);
+    entries[k] = a.keys == nullptr ? a.entries[i]
+                                   : (SlotPosition{a.keys[i]} << 32) |
+                                         static_cast<uint32_t>(i);
   }
   __syncwarp();
 #pragma unroll

@@ -25,7 +25,7 @@ struct SortPlan {
   uint32_t sentinel;  // the key of what has no row; sorts last
   int passes;
   int digit_bits;
-  int tile_bits;      // a tile is a power of two of positions
+  int tile_bits;  // a tile is a power of two of positions
   int64_t num_tiles;
   int64_t group_tiles;  // tiles whose counts are added up once more
   int64_t num_groups;
@@ -33,9 +33,7 @@ struct SortPlan {
   uint32_t* counts;
   SlotPosition* entries[2];
 
-  int64_t pass_counts() const {
-    return (num_tiles + num_groups) << digit_bits;
-  }
+  int64_t pass_counts() const { return (num_tiles + num_groups) << digit_bits; }
 };
 
 // A plan for `n` keys below `num_keys`, without its arrays.
@@ -60,10 +58,9 @@ struct TileCounts {
   }
 };
 
-ONEEMB_HD TileCounts CountsOfPass(const SortPlan& plan,
-                                                   int pass) {
-  return {plan.counts + pass * ((plan.num_tiles + plan.num_groups)
-                                << plan.digit_bits),
+ONEEMB_HD TileCounts CountsOfPass(const SortPlan& plan, int pass) {
+  return {plan.counts +
+              pass * ((plan.num_tiles + plan.num_groups) << plan.digit_bits),
           plan.num_tiles, plan.group_tiles, plan.digit_bits,
           pass * plan.digit_bits};
 }

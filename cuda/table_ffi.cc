@@ -11,8 +11,7 @@ namespace ffi = xla::ffi;
 
 namespace {
 
-ffi::Error CreateHandler(cudaStream_t stream,
-                         ffi::Result<ffi::AnyBuffer> index,
+ffi::Error CreateHandler(cudaStream_t stream, ffi::Result<ffi::AnyBuffer> index,
                          ffi::Result<ffi::AnyBuffer> rows,
                          ffi::Result<ffi::AnyBuffer> clock,
                          ffi::Dictionary attributes) {

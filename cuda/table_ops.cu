@@ -1,8 +1,7 @@
-#include "cuda/table_ops.h"
-
 #include "core/counters.h"
 #include "cuda/index.cuh"
 #include "cuda/place.h"
+#include "cuda/table_ops.h"
 #include "cuda/warp.cuh"
 
 namespace oneemb::gpu {
@@ -46,8 +45,7 @@ struct WriteArgs {
 // A warp for every entry that is the last of its row.
 __global__ __launch_bounds__(kBlockThreads) void WriteRowsKernel(
     const __grid_constant__ WriteArgs a) {
-  const int64_t i =
-      (int64_t{blockIdx.x} * kBlockThreads + threadIdx.x) / kWarp;
+  const int64_t i = (int64_t{blockIdx.x} * kBlockThreads + threadIdx.x) / kWarp;
   if (i >= a.n) return;
   const uint32_t slot = static_cast<uint32_t>(a.entries[i] >> 32);
   if (slot == a.sentinel) return;
@@ -122,9 +120,8 @@ cudaError_t WriteRows(cudaStream_t stream, const TableView& table,
   Workspace workspace(workspace_base);
   Space space{};
   TakeSpace(rules, table.capacity, ids.size, &workspace, &space);
-  ONEEMB_RETURN_IF_CUDA_ERROR(
-      cudaMemsetAsync(workspace_base, 0,
-                      static_cast<size_t>(space.zero_bytes), stream));
+  ONEEMB_RETURN_IF_CUDA_ERROR(cudaMemsetAsync(
+      workspace_base, 0, static_cast<size_t>(space.zero_bytes), stream));
   PlaceArgs& place = space.place;
   place.mode = PlaceMode::kWriteRows;
   place.table = table;
@@ -141,8 +138,8 @@ cudaError_t WriteRows(cudaStream_t stream, const TableView& table,
   ONEEMB_RETURN_IF_CUDA_ERROR(
       Sort(stream, place.sort, reinterpret_cast<const uint32_t*>(place.codes),
            &place.state->active, &entries));
-  const WriteArgs args{table, entries, ids.size, place.sort.sentinel, rows,
-                       step};
+  const WriteArgs args{table, entries, ids.size, place.sort.sentinel,
+                       rows,  step};
   WriteRowsKernel<<<NumBlocks(ids.size, kBlockWarps), kBlockThreads, 0,
                     stream>>>(args);
   return cudaGetLastError();

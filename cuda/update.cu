@@ -1,7 +1,6 @@
-#include "cuda/update.h"
-
 #include "core/counters.h"
 #include "cuda/place.h"
+#include "cuda/update.h"
 #include "cuda/update_rows.h"
 
 namespace oneemb::gpu {
@@ -74,12 +73,11 @@ cudaError_t Update(cudaStream_t stream, const TableView& table,
   Workspace workspace(workspace_base);
   Space space{};
   TakeSpace(rules, table.capacity, n, &workspace, &space);
-  ONEEMB_RETURN_IF_CUDA_ERROR(
-      cudaMemsetAsync(workspace_base, 0,
-                      static_cast<size_t>(space.zero_bytes), stream));
+  ONEEMB_RETURN_IF_CUDA_ERROR(cudaMemsetAsync(
+      workspace_base, 0, static_cast<size_t>(space.zero_bytes), stream));
   FillPlaceArgs(table, rules, operands, &space.place);
-  ONEEMB_RETURN_IF_CUDA_ERROR(MakeFlatBatch(stream, operands.batches,
-                                            &workspace, &space.place.batch));
+  ONEEMB_RETURN_IF_CUDA_ERROR(
+      MakeFlatBatch(stream, operands.batches, &workspace, &space.place.batch));
   ONEEMB_RETURN_IF_CUDA_ERROR(
       MakeInitializerArgs(stream, rules.initializers, rules.keys.num_tables,
                           &workspace, &space.place.initializers));

@@ -22,10 +22,10 @@ cudaError_t UpdateRows(cudaStream_t stream, const ReduceArgs& args,
                        const typename UpdateSink<Optimizer>::Args& sink,
                        FloatType type);
 
-#define ONEEMB_DECLARE_UPDATE_ROWS(Optimizer)        \
-  template <>                                        \
-  cudaError_t UpdateRows<Optimizer>(                 \
-      cudaStream_t stream, const ReduceArgs& args,   \
+#define ONEEMB_DECLARE_UPDATE_ROWS(Optimizer)      \
+  template <>                                      \
+  cudaError_t UpdateRows<Optimizer>(               \
+      cudaStream_t stream, const ReduceArgs& args, \
       const UpdateSink<Optimizer>::Args& sink, FloatType type)
 
 ONEEMB_DECLARE_UPDATE_ROWS(Sgd);

@@ -40,7 +40,7 @@ template <class Access, int kWidth>
 struct Packed {
   using Storage = typename Access::Storage;
   using Type =
-      typename vector_internal::Word<kWidth * int{sizeof(Storage)}>::Type;
+      typename vector_internal::Word<kWidth* int{sizeof(Storage)}>::Type;
 
   static __device__ __forceinline__ Type Load(const Storage* from) {
     return *reinterpret_cast<const Type*>(from);

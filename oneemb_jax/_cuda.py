@@ -31,9 +31,11 @@ _OPERATIONS = {
 _LOOKUP_OPERANDS = 6
 
 
-def load() -> ctypes.CDLL | None:
+_PATH = pathlib.Path(__file__).with_name("liboneemb_cuda.so")
+
+
+def load(path: pathlib.Path = _PATH) -> ctypes.CDLL | None:
     """The library; None where the package was built without it."""
-    path = pathlib.Path(__file__).with_name("liboneemb_cuda.so")
     if not path.exists():
         return None
     try:

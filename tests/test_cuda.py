@@ -268,7 +268,9 @@ def test_grow_and_rows_from_the_host():
         state = {name: field + 1 for name, field in rows.state.items()}
         table = oe.set_rows(table, more, rows.embedding * 2, state)
         table, *rest = step(table, pack(more), grads)
-        every = [np.concatenate(part) for part in zip(*oe.items(table, 50), strict=True)]
+        every = [
+            np.concatenate(part) for part in zip(*oe.items(table, 50), strict=True)
+        ]
         return table, rows, rest, every
 
     on_both(program, 6, capacity=300, optimizer=oe.rowwise_adagrad(0.1))
@@ -298,7 +300,7 @@ def test_the_same_bits_every_time():
             jax.devices("gpu")[0],
         )
         table, *rest = train_steps(14, 200_000, 120_000, 16)(table)
-        outcomes.add(tuple([*table_bits(table), *bits(rest)]))
+        outcomes.add((*table_bits(table), *bits(rest)))
     assert len(outcomes) == 1
 
 

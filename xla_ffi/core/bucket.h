@@ -58,9 +58,9 @@ ONEEMB_HD uint64_t HashKey(Key key) {
   return Xxh64(key.id, kIndexSeed + key.table);
 }
 
-// What a key in its slot adds to the version of a table's layout. The version is
-// the sum, so that rows can be inserted in parallel: a fingerprint of which key
-// is in which slot, whatever history led there.
+// What a key in its slot adds to the version of a table's layout. The version
+// is the sum, so that rows can be inserted in parallel: a fingerprint of which
+// key is in which slot, whatever history led there.
 ONEEMB_HD uint64_t LayoutTerm(uint64_t hash, int32_t slot) {
   constexpr uint64_t kLayoutSeed = 0x20000;
   return Xxh64(hash ^ static_cast<uint32_t>(slot), kLayoutSeed);

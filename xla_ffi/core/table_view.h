@@ -28,7 +28,9 @@ struct TableView {
   uint64_t* counters;  // [kNumCounters]
   uint64_t* layout_version;
 
-  ONEEMB_HD uint32_t* Row(int64_t slot) const { return rows + slot * row_words; }
+  ONEEMB_HD uint32_t* Row(int64_t slot) const {
+    return rows + slot * row_words;
+  }
 };
 
 // Element types of activations and gradients.

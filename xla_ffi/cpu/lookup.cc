@@ -4,8 +4,8 @@
 #include <cstring>
 #include <limits>
 
-#include "core/counters.h"
 #include "core/convert.h"
+#include "core/counters.h"
 #include "cpu/memory.h"
 #include "cpu/probe.h"
 

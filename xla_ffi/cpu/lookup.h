@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "cpu/parallel.h"
 #include "core/table_view.h"
+#include "cpu/parallel.h"
 
 namespace oneemb {
 

@@ -37,8 +37,8 @@ void CopyBytes(Parallel* parallel, const void* from, void* to, int64_t bytes) {
   });
 }
 
-// Adds the keys of `from` to the empty `to` in order of their slots: an index is
-// what its rows make of it, not what it grew from.
+// Adds the keys of `from` to the empty `to` in order of their slots: an index
+// is what its rows make of it, not what it grew from.
 bool InsertInOrder(const IndexView& from, int64_t rows, const IndexView& to) {
   const Scratch space(rows * int64_t{sizeof(Key)});
   if (!space.ok()) return false;

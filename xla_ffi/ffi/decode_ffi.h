@@ -1,5 +1,5 @@
-// What the FFI handlers of CPU and GPU share: checks of buffers, and the rules of
-// a table out of attributes.
+// What the FFI handlers of CPU and GPU share: checks of buffers, and the rules
+// of a table out of attributes.
 //
 // Only handlers include this: kernels do not know XLA.
 #pragma once
