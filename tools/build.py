@@ -78,6 +78,8 @@ def configure(folder: Path, options: argparse.Namespace) -> None:
         "ONEEMB_INPLACE": "OFF" if lint or options.prefix else "ON",
         "ONEEMB_SANITIZE": options.sanitize,
         "ONEEMB_WERROR": "ON",
+        # clang-tidy does not read the flags of nvcc.
+        "ONEEMB_CUDA": "OFF" if lint else "AUTO",
     }
     if module:
         settings["Python_EXECUTABLE"] = sys.executable
