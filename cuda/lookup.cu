@@ -1,5 +1,6 @@
 #include "core/counters.h"
 #include "cuda/arguments.h"
+#include "cuda/checksum.cuh"
 #include "cuda/index.cuh"
 #include "cuda/lanes.h"
 #include "cuda/lookup.h"
@@ -91,10 +92,14 @@ __device__ Columns<kWidth> WithoutRow(const LookupArgs& a, const Found& found,
 __global__ __launch_bounds__(kBlockThreads) void FindKernel(
     const __grid_constant__ LookupArgs a) {
   __shared__ SearchShared search[kBlockWarps];
+  __shared__ uint32_t warp_sums[kBlockWarps];
   const int64_t i = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
   if (i == 0) *a.out.seen_version = *a.table.layout_version;
   const Found mine = FindOne(a, i, &search[threadIdx.x / kWarp]);
   CountFound(a, i, mine.slot);
+  const uint32_t term =
+      i < a.ids.size ? ChecksumAt(a.ids, i, mine.id, mine.table, mine.slot) : 0;
+  AddBlockSum(term, warp_sums, a.out.counts + kLookupChecksum);
 }
 
 // Writes the activations of the ids that have no row; a warp has 32 ids.

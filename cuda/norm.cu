@@ -63,6 +63,10 @@ __global__ __launch_bounds__(kBlockThreads) void AddBlocksKernel(
 
 __global__ void RootKernel(const float* total, const PlaceState* state,
                            float* norm) {
+  if (state->active == 0) {
+    *norm = FloatFromBits(kFloatNaN);
+    return;
+  }
   *norm = state->num_new == 0 ? 0.0F : Sqrt(*total);
 }
 
@@ -123,7 +127,6 @@ cudaError_t GlobalNorm(cudaStream_t stream, const TableRules& rules,
                        float* norm, void* workspace_base) {
   int64_t n = 0;
   for (const UpdateBatch& batch : batches) n += batch.ids.size;
-  if (n == 0) return cudaMemsetAsync(norm, 0, sizeof(float), stream);
   Workspace workspace(workspace_base);
   Space space{};
   TakeSpace(rules, n, &workspace, &space);

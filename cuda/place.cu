@@ -1,5 +1,6 @@
 #include "core/counters.h"
 #include "core/optimizer_math.h"
+#include "cuda/checksum.cuh"
 #include "cuda/index.cuh"
 #include "cuda/new_row.cuh"
 #include "cuda/place.h"
@@ -77,7 +78,7 @@ __device__ void AddLookupCounts(const PlaceArgs& a) {
   }
 }
 
-// Whether this call changes anything.
+// Whether this call may change anything, as far as its scalars tell.
 __device__ bool IsActive(const PlaceArgs& a) {
   if (a.mode != PlaceMode::kUpdate) return true;
   const float rate = *a.learning_rate;
@@ -86,7 +87,6 @@ __device__ bool IsActive(const PlaceArgs& a) {
 
 // What one block does for all, before anything has changed.
 __device__ void OpenBooks(const PlaceArgs& a, bool active) {
-  if (a.mode == PlaceMode::kUpdate && active) AddLookupCounts(a);
   if (threadIdx.x != 0) return;
   a.state->active = active ? 1 : 0;
   if (a.mode == PlaceMode::kNumber) return;
@@ -95,13 +95,38 @@ __device__ void OpenBooks(const PlaceArgs& a, bool active) {
   if (!active && *a.apply) ++a.table.counters[kBadLearningRates];
 }
 
-// The slot of a position as the lookup reported it.
+// This thread's part of the checksums that the lookups wrote; for one block.
+__device__ uint32_t WrittenChecksum(const PlaceArgs& a) {
+  uint32_t sum = 0;
+  for (int32_t b = 0; b < a.batch.count; ++b) {
+    const UpdateBatch& batch = a.batch.list()[b].batch;
+    for (int64_t m = threadIdx.x; m < batch.num_microbatches; m += blockDim.x) {
+      sum += batch.counts[m * kNumLookupCounts + kLookupChecksum];
+    }
+  }
+  return sum;
+}
+
+// Whether the call goes through: after Place, contexts are known to be whole.
+__device__ bool GoesThrough(const PlaceState& state) {
+  return state.active != 0 && state.checksum == 0 && state.outside == 0;
+}
+
+// The slot of a position as the lookup reported it, if it is to be trusted. Its
+// part of the checksum is added to *checksum.
 __device__ int32_t ReportedSlot(const PlaceArgs& a, bool saw_layout,
-                                int64_t position) {
+                                int64_t position, uint32_t* checksum) {
   if (position >= a.batch.size) return kSlotPadding;
-  if (!saw_layout) return kSlotMissing;
+  if (a.mode == PlaceMode::kWriteRows) return kSlotMissing;
   const PlacedBatch& placed = a.batch.Find(position);
-  return placed.batch.slots[position - placed.begin];
+  const IdsView& ids = placed.batch.ids;
+  const int64_t i = position - placed.begin;
+  const int32_t slot = placed.batch.slots[i];
+  *checksum += ChecksumAt(ids, i, ids.Id(i), ids.Table(i), slot);
+  if (!saw_layout) return kSlotMissing;
+  const int64_t rows = static_cast<int64_t>(a.table.counters[kRows]);
+  if (slot < kSlotBadTable || slot >= rows) a.state->outside = 1;
+  return slot;
 }
 
 // Not inlined: where layouts match, which is always in a plain step, nothing is
@@ -141,16 +166,21 @@ __device__ int32_t PlaceOne(const PlaceArgs& a, bool saw_layout,
 __global__ __launch_bounds__(kBlockThreads, 6) void PlaceKernel(
     const __grid_constant__ PlaceArgs a) {
   __shared__ SearchShared search[kBlockWarps];
+  __shared__ uint32_t warp_sums[kBlockWarps];
   const bool active = IsActive(a);
   if (blockIdx.x == 0) OpenBooks(a, active);
   if (!active) return;
   const bool saw_layout = SawLayout(a);
   const int64_t begin = int64_t{blockIdx.x} * kPlaceTile + threadIdx.x;
+  const bool first = blockIdx.x == 0 && a.mode != PlaceMode::kWriteRows;
+  uint32_t checksum = first ? 0 - WrittenChecksum(a) : 0;
   int32_t reported[kPlaceItems];
 #pragma unroll
   for (int k = 0; k < kPlaceItems; ++k) {
-    reported[k] = ReportedSlot(a, saw_layout, begin + k * kBlockThreads);
+    reported[k] =
+        ReportedSlot(a, saw_layout, begin + k * kBlockThreads, &checksum);
   }
+  AddBlockSum(checksum, warp_sums, &a.state->checksum);
   int missing = 0;
   int bad = 0;
 #pragma unroll
@@ -197,7 +227,7 @@ __global__ __launch_bounds__(kBlockThreads) void NumberKernel(
   __shared__ uint32_t warp_sums[kBlockWarps];
   __shared__ uint32_t shared_tile;
   __shared__ uint32_t shared_before;
-  if (a.state->active == 0 || a.state->any_missing == 0) return;
+  if (!GoesThrough(*a.state) || a.state->any_missing == 0) return;
   // Tiles are taken in order, so that those before this one are under way.
   if (threadIdx.x == 0) shared_tile = atomicAdd(&a.state->next_tile, 1U);
   __syncthreads();
@@ -315,9 +345,18 @@ __device__ void WriteNewRows(const PlaceArgs& a) {
   }
 }
 
-// What one thread does for all, when the number of rows is known.
+// What one thread does for all where nothing goes through.
+__device__ void Refuse(const PlaceArgs& a) {
+  if (a.state->active == 0) return;
+  a.state->active = 0;  // for the launches that follow
+  if (a.mode == PlaceMode::kUpdate) ++a.table.counters[kDamagedContexts];
+}
+
+// What one block does for all, when the number of rows is known.
 __device__ void CloseBooks(const PlaceArgs& a) {
   if (a.mode == PlaceMode::kNumber) return;
+  if (a.mode == PlaceMode::kUpdate) AddLookupCounts(a);
+  if (threadIdx.x != 0) return;
   const uint64_t inserted = static_cast<uint64_t>(NumInserted(a));
   a.table.counters[kRows] = a.state->rows_before + inserted;
   a.table.counters[kInserts] += inserted;
@@ -336,10 +375,14 @@ __device__ void CloseBooks(const PlaceArgs& a) {
 __global__ __launch_bounds__(kBlockThreads) void AssignKernel(
     const __grid_constant__ PlaceArgs a) {
   __shared__ uint32_t tile_counts[kBlockThreads];
-  if (a.state->active == 0) return;
+  const bool last = blockIdx.x + 1 == gridDim.x;
+  if (!GoesThrough(*a.state)) {
+    if (last && threadIdx.x == 0) Refuse(a);
+    return;
+  }
   AssignTile(a, tile_counts);
   if (a.state->num_new != 0) WriteNewRows(a);
-  if (blockIdx.x + 1 == gridDim.x && threadIdx.x == 0) CloseBooks(a);
+  if (last) CloseBooks(a);
 }
 
 }  // namespace

@@ -27,6 +27,8 @@ enum class PlaceMode : int32_t {
 // What the kernels of one call tell each other. Begins as zeros.
 struct PlaceState {
   uint32_t active;       // 0: nothing is to change
+  uint32_t checksum;     // of the contexts, less what their lookups wrote
+  uint32_t outside;      // a slot is trusted, and the table does not have it
   uint32_t any_missing;  // a position has claimed a cell
   uint32_t next_tile;    // of Number
   uint32_t step;         // before this call

@@ -41,9 +41,11 @@ ffi::Error UpdateHandler(cudaStream_t stream, ffi::AnyBuffer index,
       CheckBuffer("learning_rate", learning_rate, ffi::F32, {}));
   ONEEMB_RETURN_IF_ERROR(CheckBuffer("grad_scale", grad_scale, ffi::F32, {}));
   ONEEMB_RETURN_IF_ERROR(CheckBuffer("apply", apply, ffi::PRED, {}));
-  ONEEMB_RETURN_IF_ERROR(DecodeBatches(lookups, holder.rules.embedding_dim,
-                                       &operands.batches,
-                                       &operands.gradient_type));
+  size_t num_lookups = 0;
+  ONEEMB_RETURN_IF_ERROR(DecodeNumLookups(attributes, &num_lookups));
+  ONEEMB_RETURN_IF_ERROR(
+      DecodeBatches(lookups, num_lookups, holder.rules.embedding_dim,
+                    &operands.batches, &operands.gradient_type));
   const int64_t n = NumPositions(operands.batches);
   ONEEMB_RETURN_IF_ERROR(CheckPositions(n));
   ONEEMB_RETURN_IF_ERROR(CheckInPlace("update", in_place, results));
@@ -70,8 +72,9 @@ ffi::Error GlobalNormHandler(cudaStream_t stream, ffi::RemainingArgs lookups,
   std::vector<UpdateBatch> batches;
   FloatType type = FloatType::kFloat32;
   ONEEMB_RETURN_IF_ERROR(DecodeRules(attributes, &holder));
-  ONEEMB_RETURN_IF_ERROR(
-      DecodeBatches(lookups, holder.rules.embedding_dim, &batches, &type));
+  const size_t num_lookups = lookups.size() / kBuffersPerBatch;
+  ONEEMB_RETURN_IF_ERROR(DecodeBatches(
+      lookups, num_lookups, holder.rules.embedding_dim, &batches, &type));
   const int64_t n = NumPositions(batches);
   ONEEMB_RETURN_IF_ERROR(CheckPositions(n));
   ONEEMB_RETURN_IF_ERROR(CheckWorkspace(
@@ -97,7 +100,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembCudaUpdate, UpdateHandler,
                                   .Arg<ffi::AnyBuffer>()  // learning_rate
                                   .Arg<ffi::AnyBuffer>()  // grad_scale
                                   .Arg<ffi::AnyBuffer>()  // apply
-                                  .RemainingArgs()        // lookups
+                                  .RemainingArgs()  // lookups, other reads
                                   .RemainingRets()  // table arrays, workspace
                                   .Attrs(),
                               {ffi::Traits::kCmdBufferCompatible});

@@ -28,6 +28,19 @@ __device__ __forceinline__ uint64_t WarpSum64(uint64_t value) {
   return value;
 }
 
+// Adds the sum over the threads of a block, modulo 2^32, to *to. `warp_sums` is
+// shared room for one number a warp.
+__device__ inline void AddBlockSum(uint32_t value, uint32_t* warp_sums,
+                                   uint32_t* to) {
+  const uint32_t in_warp = __reduce_add_sync(kAllLanes, value);
+  if (Lane() == 0) warp_sums[threadIdx.x / kWarp] = in_warp;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  uint32_t sum = 0;
+  for (int w = 0; w < kBlockWarps; ++w) sum += warp_sums[w];
+  if (sum != 0) atomicAdd(to, sum);
+}
+
 // The sum over the threads before this one. `warp_sums` is shared room for one
 // number a warp; *total: over all threads.
 __device__ inline uint32_t BlockExclusiveSum(uint32_t value,

@@ -70,7 +70,9 @@ def workspace_bytes(
         return 0
     operation, first, several = _OPERATIONS[target]
     step = _LOOKUP_OPERANDS if several else len(operands)
-    ids = operands[first::step]
+    # What follows the lookups of an update only orders other reads before it.
+    number = attributes.get("num_lookups", len(operands))
+    ids = operands[first::step][:number]
     ends = attributes["column_ends"]
     return library.OneembCudaWorkspace(
         operation,
