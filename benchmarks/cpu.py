@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--systems", nargs="+", help="parts of names; the others are left out")
     add("--threads", type=int, default=2, help="processors for every system")
     add("--budget", type=float, help="seconds of measuring for a cell")
+    add("--keep-memory", action="store_true", help="malloc keeps what is freed")
     add("--scaling", choices=("yes", "no", "only"), default="yes", help="10^7 rows")
     add("--json", type=pathlib.Path, default="out/benchmark-cpu.json")
     add("--resume", action="store_true", help="keep cells that --json has already")
@@ -94,6 +95,8 @@ def _check(kinds: Iterable[Any], todo: list[cells.Cell]) -> None:
 
 def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     machine.pin(arguments.threads)
+    if arguments.keep_memory:
+        machine.keep_freed_memory()
     import scaling  # the pools of numpy, torch and XLA start after the pinning
     import systems
     import timing

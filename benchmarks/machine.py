@@ -69,6 +69,13 @@ def pin(threads: int) -> None:
     os.sched_setaffinity(0, allowed[:threads])
 
 
+def keep_freed_memory() -> None:
+    """Lets malloc keep freed memory, for every system of this process alike."""
+    import oneemb_jax
+
+    oneemb_jax.keep_freed_memory()
+
+
 def card() -> dict[str, str]:
     """What a reader needs to know to compare numbers."""
     cpu = _read("/proc/cpuinfo")

@@ -1,5 +1,6 @@
 """Large, growing embedding tables for JAX, keyed by 64-bit ids."""
 
+from oneemb_jax._ffi import keep_freed_memory as keep_freed_memory
 from oneemb_jax._version import __version__ as __version__
 from oneemb_jax.embedding import MultiTableEmbedding as MultiTableEmbedding
 from oneemb_jax.embedding import (
@@ -42,6 +43,7 @@ from oneemb_jax.options import (
 )
 from oneemb_jax.options import make_table as make_table
 from oneemb_jax.options import make_table_options as make_table_options
+from oneemb_jax.sparse_grad import SparseGrad as SparseGrad
 from oneemb_jax.spec import TableSpec as TableSpec
 from oneemb_jax.table import Table as Table
 from oneemb_jax.table import TableError as TableError
@@ -50,7 +52,6 @@ from oneemb_jax.table import is_table as is_table
 from oneemb_jax.table import num_rows as num_rows
 from oneemb_jax.table import size as size
 from oneemb_jax.table import stats as stats
-from oneemb_jax.update import SparseGrad as SparseGrad
 from oneemb_jax.update import global_norm as global_norm
 from oneemb_jax.update import update as update
 
@@ -76,6 +77,7 @@ __all__ = [
     "grow",
     "is_table",
     "items",
+    "keep_freed_memory",
     "lamb",
     "lookup",
     "make_column_options",

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from oneemb_jax._compat import is_jaxpr
 from oneemb_jax.lookup import TAPED_LOOKUP, LookupContext, lookup_with_tap
+from oneemb_jax.sparse_grad import SparseGrad
 from oneemb_jax.table import Table, is_table
-from oneemb_jax.update import SparseGrad
 
 _EXPLICIT = (
     "Call acts, ctx = oe.lookup(table, ids) outside of the loss, differentiate the "

@@ -169,12 +169,15 @@ def items(
     host_counters(table, "items")
     if batch_size < 1:
         raise ValueError(f"items(batch_size={batch_size}): use 1 or more.")
-    return _iterate(table, batch_size)
+    dim = table.spec.embedding_dim
+    batches = raw_items(table, batch_size)
+    return ((ids, tables, rows.view("f4")[:, :dim]) for ids, tables, rows in batches)
 
 
-def _iterate(
-    table: Table, batch_size: int
+def raw_items(
+    table: Table, batch_size: int = 65536
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """As ``items``, with whole rows, uint32[n, row_words]; see ``state_fields``."""
     buckets = table.index.shape[0]
     chunk = min(max(1, batch_size // BUCKET_ENTRIES), buckets)
     for start in range(0, buckets, chunk):
@@ -187,19 +190,13 @@ def _iterate(
         slots = entries["slots"][used]
         for i in range(0, len(slots), batch_size):
             part = slice(i, i + batch_size)
+            # One size of gather, compiled once.
+            padded = np.resize(slots[part], batch_size)
             yield (
                 ids[part].astype(table.spec.key_type),
                 tables[part].astype(np.int32),
-                _embeddings(table, slots[part], batch_size),
+                np.array(_take_rows(table.rows, padded))[: len(slots[part])],
             )
-
-
-def _embeddings(table: Table, slots: np.ndarray, batch_size: int) -> np.ndarray:
-    """The embeddings in ``slots``, by a gather of one size, compiled once."""
-    padded = np.zeros(batch_size, np.int32)
-    padded[: len(slots)] = slots
-    rows = np.array(_take_rows(table.rows, padded)[: len(slots)])
-    return rows.view(np.float32)[:, : table.spec.embedding_dim]
 
 
 def _host_ids(
@@ -237,7 +234,7 @@ def _read_rows(table: Table, words: jax.Array, tables: jax.Array) -> list[jax.Ar
     )
 
 
-def _fields(table: Table, rows: np.ndarray) -> dict[str, np.ndarray]:
+def state_fields(table: Table, rows: np.ndarray) -> dict[str, np.ndarray]:
     """Views of the state in whole rows, by field name."""
     spec = table.spec
     dim, fields = spec.embedding_dim, {}
@@ -288,7 +285,7 @@ def _read(table: Table, words: np.ndarray, tables: np.ndarray) -> tuple[Any, Row
         words, tables = words.reshape(0, table.spec.id_words), np.zeros(1, np.int32)
     raw, slots = (np.array(array) for array in _read_rows(table, words, tables))
     embedding = raw[:, : table.spec.embedding_dim].view(np.float32)
-    return raw, Rows(embedding, _fields(table, raw), slots >= 0)
+    return raw, Rows(embedding, state_fields(table, raw), slots >= 0)
 
 
 @functools.partial(jax.jit, donate_argnums=(0,))

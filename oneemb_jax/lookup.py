@@ -20,7 +20,8 @@ from oneemb_jax.spec import TableSpec
 from oneemb_jax.table import Table, check_table
 
 FLOATS = ("float32", "bfloat16", "float16")
-NUM_COUNTS = 3  # hits, misses, bad table ids (xla_ffi/core/counters.h)
+#: Hits, misses, bad table ids and the checksum (xla_ffi/core/counters.h).
+NUM_COUNTS = 4
 
 
 @functools.partial(
@@ -32,16 +33,18 @@ NUM_COUNTS = 3  # hits, misses, bad table ids (xla_ffi/core/counters.h)
 class LookupContext:
     """What ``update`` needs to know of a lookup.
 
-    A pytree: return it from a jitted function, stack it with ``lax.scan``. Its
-    slots are hints; ``update`` trusts them while the table's layout is the one
-    that the lookup saw, and searches by id otherwise.
+    A pytree: return it from a jitted function, stack it with ``lax.scan``, but
+    change nothing in it: ``update`` refuses such a context. Its slots are hints;
+    ``update`` trusts them while the table's layout is the one that the lookup
+    saw, and searches by id otherwise.
 
     Attributes:
         ids: uint32[n, words].
         table_ids: int32[m]; the id at position i is in table ``table_ids[i % m]``.
         slots: int32[n]; a slot, or -1 unseen, -2 padding, -3 bad table id.
         layout_version: uint32[2], of the table that was read.
-        counts: uint32[3]: hits, misses, bad table ids.
+        counts: uint32[4]: hits, misses, bad table ids, and a checksum of ids,
+            tables and slots, by which ``update`` knows a context that was changed.
         spec: of the table; static.
         batch_shape: shape of the ids as the user gave them; static.
 
@@ -53,7 +56,7 @@ class LookupContext:
         ...     store_options=oe.make_device_mem_store_options(capacity=8),
         ... ) as emb:
         ...     _, ctx = oe.lookup(emb.init(), np.array([7, 8]))
-        >>> ctx.slots.tolist(), ctx.counts.tolist()
+        >>> ctx.slots.tolist(), ctx.counts[:3].tolist()
         ([-1, -1], [0, 2, 0])
     """
 

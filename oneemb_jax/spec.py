@@ -75,6 +75,16 @@ class TableSpec:
         """32-bit words of an id."""
         return WORDS[self.key_type]
 
+    def differences(self, other: TableSpec) -> str:
+        """The fields in which two specs differ, with their values.
+
+        Args:
+            other: the spec to compare with.
+        """
+        names = (field.name for field in dataclasses.fields(self))
+        values = ((n, getattr(self, n), getattr(other, n)) for n in names)
+        return ", ".join(f"{n} ({a!r}, not {b!r})" for n, a, b in values if a != b)
+
     def attributes(self) -> dict[str, Any]:
         """The spec as static attributes of a custom call."""
         return _attributes(self)

@@ -31,6 +31,7 @@ COUNTERS = (
     "bad_learning_rates",
     "unstaged",
     "stale",
+    "damaged_contexts",
 )
 
 _MOST_ROWS = 2**31 - 1
@@ -358,6 +359,9 @@ def check(table: Table) -> None:
         "read NaN; look at table_ids",
         "bad_learning_rates": "updates changed nothing: their learning rate was "
         "negative or not finite",
+        "damaged_contexts": "updates changed nothing: a context was not as its lookup "
+        "returned it, say after jax.tree.map over a SparseGrad. Scale by "
+        "update(grad_scale=) or SparseGrad.map",
         "unstaged": "ids were not in the cache and read NaN; call oe.stage(table, "
         "ids) before lookup",
         "stale": "operations met a table that its Store has left behind and changed "

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,7 +12,13 @@ import numpy as np
 
 from oneemb_jax import _ffi
 from oneemb_jax._compat import out_like
-from oneemb_jax.lookup import FLOATS, NUM_COUNTS, LookupContext
+from oneemb_jax.lookup import LookupContext
+from oneemb_jax.sparse_grad import (
+    as_array,
+    check_context,
+    flat_operands,
+    pairs_of,
+)
 from oneemb_jax.spec import TableSpec
 from oneemb_jax.table import Table, check_table
 
@@ -28,149 +32,61 @@ _WRITTEN = (
     "layout_version",
     "generation",
 )
+_LARGEST = float(np.finfo(np.float32).max)
 
 
-@dataclasses.dataclass(frozen=True)
-class SparseGrad:
-    """The gradient of a table: lookups, and the gradients of their activations.
-
-    What :func:`oneemb_jax.value_and_grad` hands back in the place of a table.
-    Never as wide as the table. Pass it to ``update(table, sparse_grad)``.
-
-    Attributes:
-        contexts: one a lookup.
-        grads: one a lookup, of the shape of its activations.
-
-    Example:
-        >>> import numpy as np
-        >>> import oneemb_jax as oe
-        >>> with oe.MultiTableEmbedding(
-        ...     "sparse_grad", 4, "float32", "int64", optimizer=oe.sgd(0.1),
-        ...     store_options=oe.make_device_mem_store_options(capacity=8),
-        ... ) as emb:
-        ...     table = emb.init()
-        ...     loss = lambda table: oe.lookup(table, np.array([7]))[0].sum()
-        ...     _, grad = oe.value_and_grad(loss)(table)
-        >>> type(grad).__name__, grad.grads[0].tolist()
-        ('SparseGrad', [[1.0, 1.0, 1.0, 1.0]])
-    """
-
-    contexts: tuple[LookupContext, ...]
-    grads: tuple[jax.Array, ...]
-
-
-jax.tree_util.register_dataclass(
-    SparseGrad, data_fields=["contexts", "grads"], meta_fields=[]
-)
-
-
-def _scalar(value: Any, dtype: Any, name: str, call: str) -> jax.Array:
+def _scalar(value: Any, dtype: Any, name: str) -> jax.Array:
     """A traced or concrete scalar operand."""
-    array = jnp.asarray(value)
+    array = as_array(value, name, "update")
     if dtype == jnp.bool_:
         fits = array.dtype == jnp.bool_
     else:
         fits = array.dtype.kind in "iu" or jnp.issubdtype(array.dtype, jnp.floating)
     if array.shape != () or not fits:
         raise ValueError(
-            f"{call}({name}=...): shape {array.shape}, dtype {array.dtype}; pass a "
+            f"update({name}=...): shape {array.shape}, dtype {array.dtype}; pass a "
             f"scalar of type {np.dtype(dtype).name}."
         )
     return array.astype(dtype)
 
 
-def _learning_rate(table: Table, given: Any) -> jax.Array:
-    """The rate of this step: given, of the schedule, or the table's own."""
-    if given is None:
-        schedule = table.spec.optimizer.learning_rate
-        if not callable(schedule):
-            return jax.lax.bitcast_convert_type(table.learning_rate[0], jnp.float32)
-        given = schedule(table.step[0].astype(jnp.int32))
-    elif not isinstance(given, jax.core.Tracer):
-        rate = float(given)
-        if not (math.isfinite(rate) and rate >= 0):
-            raise ValueError(
-                f"update(learning_rate={rate}): use a finite number, 0 or more."
-            )
-    return _scalar(given, jnp.float32, "learning_rate", "update")
-
-
-def _pairs(
-    context: Any, grads: Any, call: str
-) -> list[tuple[LookupContext, jax.Array]]:
-    """Contexts with their gradients, whatever form they were given in."""
-    if isinstance(context, SparseGrad):
-        if grads is not None:
-            raise ValueError(f"{call}(grads=...): a SparseGrad holds its gradients.")
-        contexts, gradients = context.contexts, context.grads
-    elif isinstance(context, LookupContext) and grads is not None:
-        contexts, gradients = (context,), (grads,)
-    elif isinstance(context, Sequence) and isinstance(grads, Sequence):
-        contexts, gradients = tuple(context), tuple(grads)
-    else:
-        raise TypeError(
-            f"{call}(ctx=...): got {type(context).__name__} with gradients of type "
-            f"{type(grads).__name__}; pass the context of a lookup and the gradient "
-            "of its activations, a list of each, or a SparseGrad."
-        )
-    if len(contexts) != len(gradients) or not contexts:
-        raise ValueError(
-            f"{call}: {len(contexts)} lookups with {len(gradients)} gradients; pass "
-            "one gradient a lookup, and at least one lookup."
-        )
-    return list(zip(contexts, gradients, strict=True))
-
-
-def _check_pair(context: Any, grad: Any, spec: TableSpec, call: str) -> jax.Array:
-    """The gradient of one lookup, if it fits."""
-    if not isinstance(context, LookupContext):
-        raise TypeError(
-            f"{call}(ctx=...): got {type(context).__name__}, not the context that "
-            "lookup returned."
-        )
-    if context.spec != spec:
-        raise ValueError(
-            f"{call}(ctx=...): the context is of table {context.spec.name!r}, which "
-            f"differs from table {spec.name!r}; pass a context of this table."
-        )
-    array = jnp.asarray(grad)
-    wanted = (*context.microbatches, *context.batch_shape, spec.embedding_dim)
-    if array.shape != wanted:
-        raise ValueError(
-            f"{call}(grads=...): shape {array.shape}, but the lookup's activations "
-            f"have shape {wanted}."
-        )
-    if array.dtype.name not in FLOATS:
-        raise TypeError(
-            f"{call}(grads=...): dtype {array.dtype}; use one of {', '.join(FLOATS)}."
-        )
+def _number(value: Any, least: float, name: str) -> Any:
+    """``value``; if it is known here, an error unless float32 holds it."""
+    array = _scalar(value, jnp.float32, name)
+    if isinstance(value, jax.core.Tracer):
+        return array
+    number = float(value)
+    if not least <= number <= _LARGEST:
+        wanted = "a finite float32" + (", 0 or more" if least == 0 else "")
+        raise ValueError(f"update({name}={number}): use {wanted}.")
     return array
 
 
-def _flat_operands(
-    pairs: list[tuple[LookupContext, jax.Array]], spec: TableSpec, call: str
-) -> list[jax.Array]:
-    """Six arrays a lookup, each with one leading axis of microbatches."""
-    operands: list[jax.Array] = []
-    dtypes: set[str] = set()
-    for context, grad in pairs:
-        array = _check_pair(context, grad, spec, call)
-        dtypes.add(array.dtype.name)
-        k = math.prod(context.microbatches)
-        n = math.prod(context.batch_shape)
-        operands += [
-            context.ids.reshape(k, n, spec.id_words),
-            context.table_ids.reshape(k, context.table_ids.shape[-1]),
-            context.slots.reshape(k, n),
-            context.layout_version.reshape(k, 2),
-            context.counts.reshape(k, NUM_COUNTS),
-            array.reshape(k, n, spec.embedding_dim),
-        ]
-    if len(dtypes) > 1:
-        raise TypeError(
-            f"{call}(grads=...): dtypes {sorted(dtypes)}; use one dtype in an update."
-        )
-    return operands
+def _learning_rate(table: Table, given: Any) -> jax.Array:
+    """The rate of this step: given, of the schedule, or the table's own."""
+    if given is not None:
+        return _number(given, 0.0, "learning_rate")
+    schedule = table.spec.optimizer.learning_rate
+    if not callable(schedule):
+        return jax.lax.bitcast_convert_type(table.learning_rate[0], jnp.float32)
+    rate = schedule(table.step[0].astype(jnp.int32))
+    return _scalar(rate, jnp.float32, "learning_rate")
+
+
+def _reads_before(after: Any, spec: TableSpec) -> list[jax.Array]:
+    """Arrays that depend on every read that is to precede the write."""
+
+    def is_context(x: Any) -> bool:
+        return isinstance(x, LookupContext)
+
+    arrays = []
+    for leaf in jax.tree.leaves(after, is_leaf=is_context):
+        if is_context(leaf):
+            check_context(leaf, spec, "update", "after")
+            arrays.append(leaf.slots)
+        else:
+            arrays.append(as_array(leaf, "after", "update"))
+    return arrays
 
 
 def update(
@@ -181,6 +97,7 @@ def update(
     learning_rate: Any = None,
     grad_scale: Any = None,
     apply: Any = None,
+    after: Any = None,
 ) -> Table:
     """Applies gradients to the rows that were looked up; one call is one step.
 
@@ -192,7 +109,8 @@ def update(
         table: the table. Donate it to ``jax.jit``, or every step copies it.
         ctx: what ``lookup`` returned; a list of those, for several lookups of
             one table; contexts stacked by ``lax.scan``, for microbatches; or a
-            :class:`SparseGrad`.
+            :class:`SparseGrad`. One that was changed on the way, say by
+            ``jax.tree.map``, is counted, and the update changes nothing.
         grads: the gradient of the activations, alike: float32, bfloat16 or
             float16. Gradients of microbatches are summed, not averaged.
         learning_rate: scalar, in the place of the optimizer's own. A traced one
@@ -201,13 +119,19 @@ def update(
             over the loss scale. Default 1.
         apply: traced or plain bool; False changes nothing at all, the step
             included. Default True.
+        after: contexts of other lookups of the same table in the same compiled
+            step, one or a list: those that are there to evaluate, or belong to a
+            later update. It orders them before this write; where a read has no
+            path to the write, XLA copies the whole table instead. Arrays that
+            depend on a read serve too: the dense gradients, where a
+            ``jax.checkpoint`` reads again on the way back.
 
     Returns:
         The next table.
 
     Raises:
         ValueError: if shapes do not fit, a context is of another table, or a
-            plain number is no learning rate.
+            plain number is no learning rate or no scale.
         TypeError: if a dtype does not fit.
 
     Example:
@@ -227,26 +151,24 @@ def update(
     """
     table = check_table(table, "update")
     spec = table.spec
-    lookups = _flat_operands(_pairs(ctx, grads, "update"), spec, "update")
+    pairs = pairs_of(ctx, grads, "update")
+    lookups = flat_operands(pairs, spec, "update")
+    scale = 1.0 if grad_scale is None else grad_scale
     scalars = [
         _learning_rate(table, learning_rate),
-        _scalar(
-            1.0 if grad_scale is None else grad_scale,
-            jnp.float32,
-            "grad_scale",
-            "update",
-        ),
-        _scalar(True if apply is None else apply, jnp.bool_, "apply", "update"),
+        _number(scale, -_LARGEST, "grad_scale"),
+        _scalar(True if apply is None else apply, jnp.bool_, "apply"),
     ]
     # The lookups' slots and counts are operands, so XLA orders this write after
     # those reads; without that edge it copies the whole table, twice.
     written = [getattr(table, name) for name in _WRITTEN]
-    operands = (*written, *scalars, *lookups)
+    operands = (*written, *scalars, *lookups, *_reads_before(after, spec))
     results = _ffi.call(
         "oneemb_update",
         [out_like(operands, array.shape, array.dtype) for array in written],
         *operands,
         aliases={i: i for i in range(len(written))},
+        num_lookups=np.int32(len(pairs)),
         **spec.attributes(),
     )
     return dataclasses.replace(table, **dict(zip(_WRITTEN, results, strict=True)))
@@ -256,17 +178,24 @@ def global_norm(ctx: Any, grads: Any = None) -> jax.Array:
     """The norm of the gradient that ``update`` would apply, before ``grad_scale``.
 
     The gradients of one row are summed first: with repeated ids this is not the
-    norm of the activations' gradients. It joins optax's norm of the dense part::
+    norm of the activations' gradients. It joins optax's norm of the dense part;
+    to clip both to ``max_norm``, also where all gradients are zero::
 
-        norm = jnp.hypot(optax.tree.norm(dense_grads), oe.global_norm(ctx, g_acts))
-        scale = jnp.minimum(1.0, max_norm / norm)
+        norm = jnp.hypot(optax.tree.norm(g_dense), oe.global_norm(ctx, g_acts))
+        scale = 1 / jnp.maximum(norm / max_norm, 1)
+        g_dense = jax.tree.map(lambda g: g * scale, g_dense)
+        table = oe.update(table, ctx, g_acts, grad_scale=scale)
+
+    Never pass a tree that holds a :class:`SparseGrad` to optax: its clip counts
+    and scales the ids too.
 
     Args:
         ctx: as in ``update``.
         grads: as in ``update``.
 
     Returns:
-        float32 scalar. Padding and ids with a bad table id do not count.
+        float32 scalar. Padding and ids with a bad table id do not count. NaN if a
+        context was changed on its way from ``lookup``.
 
     Raises:
         ValueError: if shapes do not fit.
@@ -283,14 +212,16 @@ def global_norm(ctx: Any, grads: Any = None) -> jax.Array:
         ...     float(oe.global_norm(ctx, jnp.asarray([[1.0], [2.0], [4.0]])))
         5.0
     """
-    pairs = _pairs(ctx, grads, "global_norm")
-    first = pairs[0][0]
+    pairs = pairs_of(ctx, grads, "global_norm")
+    if not pairs:
+        return jnp.zeros((), jnp.float32)
+    first = pairs[0].context
     if not isinstance(first, LookupContext):
         raise TypeError(
             f"global_norm(ctx=...): got {type(first).__name__}, not the context "
             "that lookup returned."
         )
-    operands = tuple(_flat_operands(pairs, first.spec, "global_norm"))
+    operands = tuple(flat_operands(pairs, first.spec, "global_norm"))
     (norm,) = _ffi.call(
         "oneemb_global_norm",
         [out_like(operands, (), np.float32)],

@@ -97,13 +97,6 @@ def test_a_gradient_of_a_wrong_dtype(dtype):
         oe.update(table, ctx, jnp.zeros((1, 3), dtype))
 
 
-def test_gradients_of_two_dtypes():
-    table = make_table(3)
-    _, ctx = oe.lookup(table, [1])
-    with pytest.raises(TypeError, match="one dtype"):
-        oe.update(table, [ctx, ctx], [jnp.zeros((1, 3)), jnp.zeros((1, 3), "bfloat16")])
-
-
 def test_a_context_of_another_table():
     table, other = make_table(3), make_table(3, seed=9)
     acts, ctx = oe.lookup(other, [1])

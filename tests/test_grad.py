@@ -102,8 +102,11 @@ def test_a_table_nobody_reads_has_an_empty_gradient():
     table = make_table(3)
     _, (_, sparse) = oe.value_and_grad(lambda w, table: w * 2.0, (0, 1))(1.0, table)
     assert sparse.grads == ()
+    assert oe.global_norm(sparse) == 0.0
+    after = oe.update(table, sparse)
+    assert (oe.size(after), oe.stats(after)["step"]) == (0, 1)
     with pytest.raises(ValueError, match="at least one lookup"):
-        oe.update(table, sparse)
+        oe.update(table, [], [])
 
 
 def test_accumulation_by_scan():

@@ -72,6 +72,42 @@ def test_two_updates(table):
     assert_no_table_copy(two, table, IDS)
 
 
+def test_an_extra_lookup(table):
+    """A read for evaluation, whose context no update would take."""
+
+    def evaluated(table, ids, others):
+        acts, ctx = oe.lookup(table, ids)
+        metric, seen = oe.lookup(table, others)
+        return oe.update(table, ctx, jnp.cos(acts), after=seen), metric
+
+    assert_no_table_copy(evaluated, table, IDS, IDS + 7)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_two_updates_of_earlier_lookups(table, linear):
+    def two(table, ids, others):
+        acts, ctx = oe.lookup(table, ids)
+        acts2, ctx2 = oe.lookup(table, others)
+        grad = jnp.ones_like if linear else jnp.cos
+        table = oe.update(table, ctx, grad(acts), after=[ctx2])
+        return oe.update(table, ctx2, grad(acts2)), acts.sum() + acts2.sum()
+
+    assert_no_table_copy(two, table, IDS, IDS + 3)
+
+
+def test_after_accumulated_lookups(table):
+    def evaluated(table, batches):
+        def body(carry, ids):
+            acts, ctx = oe.lookup(table, ids)
+            return carry + acts.sum(), ctx
+
+        total, seen = jax.lax.scan(body, 0.0, batches)
+        acts, ctx = oe.lookup(table, batches[0])
+        return oe.update(table, ctx, jnp.cos(acts), after=seen), total
+
+    assert_no_table_copy(evaluated, table, np.stack([IDS] * 4))
+
+
 def test_scan(table):
     def scanned(table, batches):
         def body(table, ids):
@@ -109,8 +145,8 @@ def test_accumulation(table):
 def test_cond(table):
     """With the update in the branch that is taken when true.
 
-    With the branches the other way round XLA copies (docs/faq.md): ``apply=``
-    never does.
+    With the branches the other way round, or an update in both, XLA copies
+    (docs/faq.md): ``apply=`` never does.
     """
 
     def branched(table, ids, flag):
@@ -152,6 +188,22 @@ def test_checkpoint_around_the_lookup(table):
     assert_no_table_copy(rematerialised, table, IDS, WEIGHT)
 
 
+def test_a_lookup_inside_of_a_checkpointed_loss(table):
+    """The way back reads the table again; the dense gradient tells when."""
+
+    def rematerialised(table, ids, weight):
+        @jax.checkpoint
+        def loss(weight):
+            acts, ctx = oe.lookup(table, ids)
+            return loss_of(acts, weight), ctx
+
+        (value, ctx), g_weight = jax.value_and_grad(loss, has_aux=True)(weight)
+        grads = jnp.ones((2, 3, 8))
+        return oe.update(table, ctx, grads, after=g_weight), value, g_weight
+
+    assert_no_table_copy(rematerialised, table, IDS, WEIGHT)
+
+
 @pytest.mark.parametrize("linear", [False, True])
 def test_value_and_grad(table, linear):
     def with_sugar(table, ids, weight):
@@ -172,7 +224,8 @@ def test_clipping(table):
         acts, ctx = oe.lookup(table, ids)
         loss, g_acts = jax.value_and_grad(loss_of)(acts, weight)
         norm = oe.global_norm(ctx, g_acts)
-        return oe.update(table, ctx, g_acts, grad_scale=1 / norm), loss
+        scale = 1 / jnp.maximum(norm / 0.5, 1)
+        return oe.update(table, ctx, g_acts, grad_scale=scale), loss
 
     assert_no_table_copy(clipped, table, IDS, WEIGHT)
 
@@ -187,6 +240,22 @@ def test_the_helper_sees_a_copy(table):
 
     with pytest.raises(AssertionError, match="copy"):
         assert_no_table_copy(copying, table, IDS)
+
+
+@pytest.mark.parametrize("capacity", [4096, 1_000_000])
+def test_memory_of_a_step(capacity):
+    """Beside the table, a step needs what its inputs and outputs need."""
+    table = make_table(8, capacity=capacity)
+    compiled = jax.jit(step, donate_argnums=0).lower(table, IDS, WEIGHT).compile()
+    memory = compiled.memory_analysis()
+    if memory is None:
+        pytest.skip("this backend tells nothing of its memory")
+    table_bytes = oe.stats(table)["bytes"]
+    dense_bytes = IDS.nbytes + WEIGHT.nbytes + 4 * 8 * IDS.size // 2
+    assert memory.alias_size_in_bytes > 0.99 * table_bytes
+    outside = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    assert outside - 2 * memory.alias_size_in_bytes < 2 * dense_bytes
+    assert memory.temp_size_in_bytes < 2000 + 4 * dense_bytes
 
 
 def test_nothing_grows_with_the_table(table):

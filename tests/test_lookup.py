@@ -31,7 +31,7 @@ def test_unseen_ids_read_their_initial_rows(ids):
     acts, ctx = oe.lookup(table, array)
     assert acts.shape == (len(ids), 5)
     np.testing.assert_array_equal(acts, expected_initial(table, array))
-    np.testing.assert_array_equal(ctx.counts, [0, len(ids), 0])
+    np.testing.assert_array_equal(ctx.counts[:3], [0, len(ids), 0])
 
 
 @pytest.mark.parametrize("dim", [1, 3, 4, 17, 64, 128, (16, 1), (3, 5, 9)])
@@ -43,7 +43,7 @@ def test_dimensions(dim):
     table = train(table, ids, np.ones(acts.shape, np.float32))
     after, ctx = oe.lookup(table, ids)
     np.testing.assert_array_equal(after, np.asarray(acts) - np.float32(0.5))
-    np.testing.assert_array_equal(ctx.counts, [7, 0, 0])
+    np.testing.assert_array_equal(ctx.counts[:3], [7, 0, 0])
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (3, 0), (2, 3), (2, 3, 4)])
@@ -125,7 +125,7 @@ def test_a_table_id_out_of_range_reads_nan_and_is_counted():
     acts, ctx = oe.lookup(table, ids, tables)
     assert np.isnan(acts[1:]).all()
     assert np.isfinite(acts[0]).all()
-    np.testing.assert_array_equal(ctx.counts, [0, 1, 3])
+    np.testing.assert_array_equal(ctx.counts[:3], [0, 1, 3])
     table = oe.update(table, ctx, jnp.ones_like(acts))
     assert oe.size(table) == 1
     with pytest.raises(oe.TableError, match=r"3 ids had a table id outside 0\.\.1"):
@@ -144,7 +144,7 @@ def test_padding_reads_zeros_and_stores_nothing(padding):
     assert oe.stats(table)["non_finite_gradients"] == 0
     again, ctx = oe.lookup(table, ids)
     np.testing.assert_array_equal(again[0], np.zeros(4))
-    np.testing.assert_array_equal(ctx.counts, [1, 0, 0])
+    np.testing.assert_array_equal(ctx.counts[:3], [1, 0, 0])
 
 
 def test_a_batch_that_is_all_padding():

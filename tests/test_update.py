@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 import oneemb_jax as oe
 from helpers import bits, make_table, table_bits, train
 
+FLOATS = (jnp.bfloat16, jnp.float32)
+
 
 def tree_sum(terms):
     """Sums float32 rows in blocks of 32, then the sums likewise."""
@@ -61,6 +63,18 @@ def test_narrow_gradients_are_summed_in_float32(dtype):
     table = make_table(7)
     wide = narrow.astype(jnp.float32)
     assert table_bits(train(table, ids, narrow)) == table_bits(train(table, ids, wide))
+
+
+def test_gradients_of_two_dtypes_are_summed_in_float32():
+    table = make_table(3)
+    _, ctx = oe.lookup(table, [1, 2])
+    grads = np.random.default_rng(3).standard_normal((2, 2, 3)).astype(np.float32)
+    narrow = jnp.asarray(grads[1], jnp.bfloat16)
+    mixed = oe.update(table, [ctx, ctx], [grads[0], narrow])
+    wide = oe.update(table, [ctx, ctx], [grads[0], narrow.astype(jnp.float32)])
+    assert table_bits(mixed) == table_bits(wide)
+    norms = [oe.global_norm([ctx, ctx], [grads[0], narrow.astype(t)]) for t in FLOATS]
+    assert norms[0] == norms[1]
 
 
 def test_float16_extremes():
@@ -158,6 +172,21 @@ def test_contexts_of_an_older_table_find_their_rows():
     after, _ = oe.lookup(table, np.array([2, 5]))
     np.testing.assert_array_equal(after, np.asarray(acts) - np.float32(0.5))
     assert oe.size(table) == 6
+
+
+def test_after_changes_no_value():
+    table = make_table(2)
+    acts, ctx = oe.lookup(table, np.array([2, 5]))
+    _, other = oe.lookup(table, np.array([9, 2, 7]))
+    plain = oe.update(table, ctx, acts)
+    for after in (other, [other, ctx], (), {"a": other, "b": acts}, acts):
+        assert table_bits(oe.update(table, ctx, acts, after=after)) == table_bits(plain)
+    assert oe.size(plain) == 2
+    stranger = oe.lookup(make_table(2, seed=8), [1])[1]
+    with pytest.raises(ValueError, match=r"update.after=.*differs.*seed"):
+        oe.update(table, ctx, acts, after=stranger)
+    with pytest.raises(TypeError, match=r"update.after=.*no array"):
+        oe.update(table, ctx, acts, after="x")
 
 
 def test_contexts_of_another_branch_find_their_rows():

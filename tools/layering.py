@@ -23,21 +23,26 @@ PACKAGE = "oneemb_jax"
 LAYERS = (
     ("_version", "_config", "_compat"),
     ("_native",),
-    ("ids", "initializers", "optimizer"),
-    ("optimizers",),
-    ("options",),
+    ("ids", "initializers", "optimizer", "oneflow_format"),
+    ("optimizers", "oneflow_reader", "oneflow_writer", "oneflow_rows"),
+    ("options", "oneflow_verify"),
     ("_ffi", "spec"),
     ("table",),
     ("lookup",),
+    ("sparse_grad",),
     ("update",),
     ("grad", "host", "exchange", "snapshot"),
     ("embedding", "scheduler"),
+    ("oneflow_tables",),
     ("oneflow", "checkpoint"),
+    ("formats",),
+    ("cli",),
     ("__init__",),
+    ("__main__",),
 )
 # Third-party packages that the library itself may import, and where.
 RUNTIME = {"jax", "jaxlib", "numpy"}
-EXTRAS = {"checkpoint": {"orbax"}}
+EXTRAS = {"checkpoint": {"orbax"}, "cli": {"tqdm"}}
 
 # Quoted includes that a folder of C++ may have, by first path component.
 INCLUDES = {

@@ -6,6 +6,7 @@
 
 #include "cpu/ffi_util.h"
 #include "cpu/handlers.h"
+#include "cpu/memory.h"
 
 namespace nb = nanobind;
 
@@ -45,6 +46,8 @@ NB_MODULE(ONEEMB_MODULE_NAME, m) {
   m.def("handlers", &Handlers, "FFI target names and their handlers.");
   m.def("cpu_supports_v3", &CpuSupportsV3,
         "Whether this CPU can run the module built for x86-64-v3.");
+  m.def("keep_freed_memory", &oneemb::KeepFreedMemory,
+        "Lets the C library keep freed memory; whether it can.");
   m.def("set_num_threads", &oneemb::SetNumThreads, nb::arg("num_threads"),
         "Threads that a kernel splits its work for; 0: as many as XLA has.");
 }

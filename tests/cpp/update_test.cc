@@ -2,10 +2,12 @@
 // the promises about hints, full tables and refused updates.
 #include "cpu/update.h"
 
+#include <cstdint>
 #include <random>
 #include <vector>
 
 #include "check.h"
+#include "core/checksum.h"
 #include "cpu/norm.h"
 #include "test_table.h"
 #include "threads.h"
@@ -116,6 +118,57 @@ TEST(RefusedUpdatesChangeNothing) {
   CHECK_EQ(table.counter(kRows), 0U);
   CHECK_EQ(table.step(), 0U);
   CHECK(table.rows() == rows);
+}
+
+TEST(ADamagedContextChangesNothing) {
+  TestParallel parallel(2);
+  TestTable table(4, 9000, OptimizerKind::kAdam);
+  std::mt19937_64 random(3);
+  const Batch batch = RandomBatch(&random, 9000, 5000, 4);
+  const Seen fresh = table.Read(&parallel, batch);
+  table.Train(&parallel, {&batch}, {&fresh});
+  const Seen seen = table.Read(&parallel, batch);
+  const std::vector<uint32_t> rows = table.rows();
+  uint64_t refused = 0;
+  for (const size_t place : {size_t{0}, size_t{4096}, size_t{8999}}) {
+    for (const int32_t slot : {-1, 3, 4, 1000000, INT32_MAX, INT32_MIN}) {
+      Seen damaged = seen;
+      damaged.slots[place] = slot;
+      table.Train(&parallel, {&batch}, {&damaged});
+      refused += slot == seen.slots[place] ? 0 : 1;
+    }
+    Batch other = batch;
+    other.words[2 * place] ^= 1U;
+    table.Train(&parallel, {&other}, {&seen});
+    CHECK_EQ(table.counter(kDamagedContexts), ++refused);
+  }
+  CHECK_EQ(table.step(), 1 + 3 * 7 - static_cast<uint32_t>(refused));
+}
+
+// Slots that a lookup vouches for but the table cannot have: the same layout
+// version by chance, in a table with fewer rows.
+TEST(SlotsOutsideOfTheTableAreSearchedAgain) {
+  TestParallel parallel(2);
+  TestTable table(4, 100, OptimizerKind::kSgd);
+  Batch batch({1, 2});
+  batch.gradients.assign(8, 1.0F);
+  for (const int32_t slot : {2, INT32_MAX, -4, INT32_MIN}) {
+    Seen seen = table.Read(&parallel, batch);
+    seen.slots = {slot, slot};
+    seen.counts[kLookupChecksum] =
+        PositionChecksum(0, 1, 0, 0, slot) + PositionChecksum(1, 2, 0, 0, slot);
+    table.Train(&parallel, {&batch}, {&seen});
+  }
+  CHECK_EQ(table.counter(kDamagedContexts), 0U);
+  CHECK_EQ(table.counter(kRows), 2U);
+  CHECK_EQ(table.step(), 4U);
+}
+
+TEST(ZerosAreNoContext) {
+  for (uint32_t n = 1, sum = 0; n <= 100000; ++n) {
+    sum += PositionChecksum(n - 1, 0, 0, 0, 0);
+    CHECK(sum != 0);
+  }
 }
 
 TEST(NonFiniteGradientsAreAppliedAndCounted) {

@@ -15,14 +15,17 @@ enum Counter : int {
   kBadLearningRates,  // updates refused for a negative or non-finite rate
   kUnstaged,          // ids of a cached table that were not staged
   kStale,             // operations refused on a superseded table
+  kDamagedContexts,   // updates refused for a context that was changed
   kNumCounters
 };
 
-// What a lookup counts, in the order of LookupContext.counts.
+// What a lookup counts, in the order of LookupContext.counts; the last word is
+// the checksum of its context (core/checksum.h).
 enum LookupCount : int {
   kLookupHits = 0,
   kLookupMisses,
   kLookupBadTables,
+  kLookupChecksum,
   kNumLookupCounts
 };
 

@@ -1,14 +1,29 @@
 #include "cpu/batch_slots.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
+#include <mutex>
 
+#include "core/counters.h"
+#include "cpu/checksum.h"
 #include "cpu/probe.h"
 
 namespace oneemb {
 namespace {
 
 constexpr int64_t kGrain = 4096;
+
+// The sum of the checksums that the lookups wrote.
+uint32_t WrittenChecksum(const std::vector<UpdateBatch>& batches) {
+  uint32_t sum = 0;
+  for (const UpdateBatch& batch : batches) {
+    for (int64_t m = 0; m < batch.num_microbatches; ++m) {
+      sum += batch.counts[m * kNumLookupCounts + kLookupChecksum];
+    }
+  }
+  return sum;
+}
 
 // Adds the missing keys of up to kSize positions while their buckets are warm.
 class InsertGroup {
@@ -105,17 +120,30 @@ bool FlatBatch::SawOneLayout() const {
   return true;
 }
 
-void FlatBatch::CopySlots(Parallel* parallel, int32_t* slots) const {
+SlotReport FlatBatch::CopySlots(Parallel* parallel, int32_t* slots) const {
+  SlotScan total;
+  std::mutex mutex;
   for (size_t b = 0; b < batches_.size(); ++b) {
     const UpdateBatch& batch = batches_[b];
     const int64_t tasks = NumTasks(*parallel, batch.ids.size, kGrain * 8);
     parallel->Run(tasks, [&](int64_t task) {
+      // By pieces that the cache holds: they are read twice.
+      SlotScan scan;
       const Range range = TaskRange(batch.ids.size, task, tasks);
-      std::memcpy(
-          slots + gradients_[b].begin + range.begin, batch.slots + range.begin,
-          static_cast<size_t>(range.end - range.begin) * sizeof(int32_t));
+      for (int64_t i = range.begin; i < range.end; i += kGrain) {
+        const Range piece{i, std::min(i + kGrain, range.end)};
+        std::memcpy(
+            slots + gradients_[b].begin + piece.begin,
+            batch.slots + piece.begin,
+            static_cast<size_t>(piece.end - piece.begin) * sizeof(int32_t));
+        scan.Add(ScanSlots(batch.ids, batch.slots, piece));
+      }
+      const std::lock_guard<std::mutex> lock(mutex);
+      total.Add(scan);
     });
   }
+  return {total.checksum == WrittenChecksum(batches_), total.lowest,
+          total.highest};
 }
 
 void FlatBatch::ProbeSlots(Parallel* parallel, const IndexView& index,

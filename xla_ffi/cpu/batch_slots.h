@@ -11,6 +11,20 @@
 
 namespace oneemb {
 
+// What can be told of the slots of a batch.
+struct SlotReport {
+  // Whether ids, tables and slots are those that the lookups saw.
+  bool intact;
+  // The lowest and the highest slot, kSlotMissing and its like included.
+  int32_t lowest;
+  int32_t highest;
+
+  // Whether all of them may be used with a table of `rows` rows.
+  bool Within(int64_t rows) const {
+    return lowest >= kSlotBadTable && highest < rows;
+  }
+};
+
 // The lookups of one update, laid end to end: microbatches and lookups in the
 // order in which they were given.
 class FlatBatch {
@@ -29,8 +43,8 @@ class FlatBatch {
   // Whether all lookups saw one and the same layout.
   bool SawOneLayout() const;
 
-  // Copies what the lookups reported.
-  void CopySlots(Parallel* parallel, int32_t* slots) const;
+  // Copies what the lookups reported and looks it over on the way.
+  SlotReport CopySlots(Parallel* parallel, int32_t* slots) const;
   // Searches the index again.
   void ProbeSlots(Parallel* parallel, const IndexView& index,
                   const KeyRules& rules, int32_t* slots) const;

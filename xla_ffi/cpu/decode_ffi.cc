@@ -196,8 +196,6 @@ ffi::Error DecodeIds(const ffi::AnyBuffer& ids, const ffi::AnyBuffer& table_ids,
 
 namespace {
 
-constexpr size_t kBuffersPerBatch = 6;
-
 ffi::Error DecodeBatch(const ffi::RemainingArgs& args, size_t first,
                        int64_t embedding_dim, UpdateBatch* batch,
                        FloatType* gradient_type) {
@@ -233,13 +231,26 @@ ffi::Error DecodeBatch(const ffi::RemainingArgs& args, size_t first,
 
 }  // namespace
 
-ffi::Error DecodeBatches(const ffi::RemainingArgs& args, int64_t embedding_dim,
+ffi::Error DecodeNumLookups(const ffi::Dictionary& attributes,
+                            size_t* num_lookups) {
+  int32_t number = 0;
+  ONEEMB_RETURN_IF_ERROR(Get(attributes, "num_lookups", &number));
+  if (number < 0) {
+    return ffi::Error::InvalidArgument("attribute num_lookups: " +
+                                       std::to_string(number));
+  }
+  *num_lookups = static_cast<size_t>(number);
+  return ffi::Error::Success();
+}
+
+ffi::Error DecodeBatches(const ffi::RemainingArgs& args, size_t num_batches,
+                         int64_t embedding_dim,
                          std::vector<UpdateBatch>* batches,
                          FloatType* gradient_type) {
-  if (args.empty() || args.size() % kBuffersPerBatch != 0) {
+  if (args.size() / kBuffersPerBatch < num_batches) {
     return ffi::Error::InvalidArgument("six buffers a lookup are needed");
   }
-  batches->resize(args.size() / kBuffersPerBatch);
+  batches->resize(num_batches);
   for (size_t b = 0; b < batches->size(); ++b) {
     FloatType type = FloatType::kFloat32;
     ONEEMB_RETURN_IF_ERROR(DecodeBatch(args, b * kBuffersPerBatch,

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cfenv>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
@@ -74,6 +75,11 @@ struct RulesHolder {
 xla::ffi::Error DecodeRules(const xla::ffi::Dictionary& attributes,
                             RulesHolder* holder);
 
+// How many of an update's trailing arguments are lookups to apply: attribute
+// num_lookups. What follows them only orders other reads before this write.
+xla::ffi::Error DecodeNumLookups(const xla::ffi::Dictionary& attributes,
+                                 size_t* num_lookups);
+
 // The arrays of a table that holds rows: index and rows, and what a writer
 // needs besides. Shapes are checked against the rules.
 xla::ffi::Error DecodeReadTable(const TableRules& rules,
@@ -90,9 +96,10 @@ xla::ffi::Error DecodeIds(const xla::ffi::AnyBuffer& ids,
                           const xla::ffi::AnyBuffer& table_ids, IdsView* view);
 
 // The batches of an update or a norm: six buffers each (ids, table_ids, slots,
-// layout_version, counts, gradients), from argument `first` on.
+// layout_version, counts, gradients).
+constexpr size_t kBuffersPerBatch = 6;
 xla::ffi::Error DecodeBatches(const xla::ffi::RemainingArgs& args,
-                              int64_t embedding_dim,
+                              size_t num_batches, int64_t embedding_dim,
                               std::vector<UpdateBatch>* batches,
                               FloatType* gradient_type);
 

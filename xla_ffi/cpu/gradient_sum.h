@@ -52,8 +52,13 @@ class GradientSum {
                   dim_ * int64_t{sizeof(Storage)});
   }
 
-  // The sum over entries[0, count); valid until the next call.
-  const float* Sum(const SlotPosition* entries, int64_t count) {
+  // The sum over entries[0, count); valid until the next call. Calls ahead(n)
+  // before it reads entries up to n, block by block: a popular row has more
+  // gradients than the caches hold.
+  template <class Ahead>
+  const float* Sum(const SlotPosition* entries, int64_t count,
+                   const Ahead& ahead) {
+    ahead(count < kSumBlock ? count : int64_t{kSumBlock});
     if (count == 1) {
       if (const float* const single = AsFloat(Gradient(entries[0]))) {
         return single;
@@ -66,11 +71,16 @@ class GradientSum {
     int filled[kMaxSumLevels + 1] = {};
     for (int64_t i = 0; i < count; i += kSumBlock) {
       const int64_t left = count - i;
-      SumOneBlock(entries + i,
-                  static_cast<int>(left < kSumBlock ? left : kSumBlock));
+      const int64_t size = left < kSumBlock ? left : kSumBlock;
+      ahead(i + size);
+      SumOneBlock(entries + i, static_cast<int>(size));
       Push(filled);
     }
     return Total(filled);
+  }
+
+  const float* Sum(const SlotPosition* entries, int64_t count) {
+    return Sum(entries, count, [](int64_t) {});
   }
 
  private:

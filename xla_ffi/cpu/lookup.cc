@@ -3,17 +3,22 @@
 #include <atomic>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "core/counters.h"
+#include "cpu/checksum.h"
 #include "cpu/convert.h"
 #include "cpu/memory.h"
 #include "cpu/probe.h"
+#include "cpu/stream.h"
 
 namespace oneemb {
 namespace {
 
 // Ids a task takes at least: below this, waking a thread costs more.
 constexpr int64_t kGrain = 2048;
+// Outputs larger than this go past the caches.
+constexpr int64_t kStreamBytes = int64_t{16} << 20;
 
 // Writes the activations of one id after another.
 template <class Access>
@@ -22,8 +27,8 @@ class RowWriter {
   using Storage = typename Access::Storage;
 
   RowWriter(const TableView& table, const TableRules& rules, Storage* out,
-            float* row)
-      : table_(table), rules_(rules), out_(out), row_(row) {}
+            bool stream, float* row)
+      : table_(table), rules_(rules), out_(out), stream_(stream), row_(row) {}
 
   void Write(const ProbeItem& item) const {
     Storage* const out = out_ + item.position * rules_.embedding_dim;
@@ -43,6 +48,9 @@ class RowWriter {
  private:
   void Convert(const float* ONEEMB_RESTRICT in,
                Storage* ONEEMB_RESTRICT out) const {
+    if constexpr (std::is_same_v<Storage, float>) {
+      if (stream_) return StreamFloats(in, rules_.embedding_dim, out);
+    }
     for (int64_t c = 0; c < rules_.embedding_dim; ++c) {
       out[c] = Access::Store(in[c]);
     }
@@ -57,6 +65,7 @@ class RowWriter {
   const TableView& table_;
   const TableRules& rules_;
   Storage* out_;
+  bool stream_;
   float* row_;  // room for one initial row
 };
 
@@ -76,9 +85,12 @@ Counts LookupRange(const TableView& table, const TableRules& rules,
                    float* row) {
   const int64_t row_bytes = rules.embedding_dim * int64_t{sizeof(float)};
   Counts counts;
+  const int64_t bytes = ids.size * rules.embedding_dim * FloatBytes(out.type);
+  const bool stream =
+      bytes > kStreamBytes && CanStream(out.activations, rules.embedding_dim);
   const RowWriter<Access> writer(
       table, rules, static_cast<typename Access::Storage*>(out.activations),
-      row);
+      stream, row);
   const auto ahead = [&](const ProbeItem& item) __attribute__((always_inline)) {
     if (item.slot >= 0) PrefetchLines(table.Row(item.slot), row_bytes);
   };
@@ -88,6 +100,9 @@ Counts LookupRange(const TableView& table, const TableRules& rules,
     counts.Add(item.slot);
   };
   Probe(table.index, rules.keys, ids, range, ahead, emit);
+  // Apart: in vectors it takes a fifth of what it would in `emit`.
+  counts.values[kLookupChecksum] = ScanSlots(ids, out.slots, range).checksum;
+  if (stream) FinishStream();
   return counts;
 }
 

@@ -12,12 +12,12 @@ struct LookupOutput {
   void* activations;  // [ids.size, embedding_dim] of `type`
   FloatType type;
   int32_t* slots;    // [ids.size], a slot or one of kSlot{Missing,...}
-  uint32_t* counts;  // [kNumLookupCounts]
+  uint32_t* counts;  // [kNumLookupCounts], the checksum included
 };
 
 // An id with a row reads it; an unseen id reads its initial row; padding reads
-// zeros; a table id out of range reads NaN. False when there is no memory to
-// work in.
+// zeros; a table id out of range reads NaN. `ids` are one microbatch. False
+// when there is no memory to work in.
 bool Lookup(Parallel* parallel, const TableView& table, const TableRules& rules,
             const IdsView& ids, const LookupOutput& out);
 

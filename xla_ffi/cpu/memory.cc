@@ -1,5 +1,6 @@
 #include "cpu/memory.h"
 
+#include <malloc.h>
 #include <sys/mman.h>
 
 #include <mutex>
@@ -75,6 +76,18 @@ void AdviseHugePages(void* data, int64_t bytes) {
   if (last <= first) return;
   // A refusal costs speed only.
   (void)madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+}
+
+bool KeepFreedMemory() {
+#if defined(__GLIBC__)
+  // No block has a mapping of its own, and the heap never shrinks. Each setting
+  // is one word, written under malloc's own lock.
+  // NOLINTBEGIN(concurrency-mt-unsafe)
+  return mallopt(M_MMAP_MAX, 0) == 1 && mallopt(M_TRIM_THRESHOLD, -1) == 1;
+  // NOLINTEND(concurrency-mt-unsafe)
+#else
+  return false;
+#endif
 }
 
 Scratch::Scratch(int64_t bytes) {

@@ -12,6 +12,12 @@ namespace oneemb {
 // small arrays are left alone. Thread-safe.
 void AdviseHugePages(void* data, int64_t bytes);
 
+// Lets the C library keep memory that was freed, for the next allocation of
+// that size, where it would give large blocks back to the system each time. For
+// the whole process, from now on. False where the C library has no such
+// setting.
+bool KeepFreedMemory();
+
 // Scratch memory, taken from a process-wide pool and given back when the
 // object goes. Not cleared. data() is aligned to 64 bytes, and null when the
 // system has no memory left. Thread-safe.

@@ -35,18 +35,19 @@ int64_t NumberMissing(const FlatBatch& batch, const KeyRules& rules,
 }
 
 // Numbers the rows of the batch; the slots of the lookups serve where all of
-// them saw the same layout. Returns the number of slots, or -1.
+// them saw the same layout. Returns the number of slots, or -1 when the batch
+// is damaged or there is no memory.
 int64_t NumberRows(Parallel* parallel, const FlatBatch& batch,
                    const KeyRules& rules, int32_t* slots) {
-  batch.CopySlots(parallel, slots);
-  if (!batch.SawOneLayout()) {
-    for (int64_t i = 0; i < batch.size(); ++i) {
-      slots[i] = slots[i] >= 0 ? kSlotMissing : slots[i];
-    }
+  const SlotReport report = batch.CopySlots(parallel, slots);
+  if (!report.intact) return -1;
+  if (batch.SawOneLayout()) {
+    return NumberMissing(batch, rules, int64_t{report.highest} + 1, slots);
   }
-  int32_t last = -1;
-  for (int64_t i = 0; i < batch.size(); ++i) last = std::max(last, slots[i]);
-  return NumberMissing(batch, rules, int64_t{last} + 1, slots);
+  for (int64_t i = 0; i < batch.size(); ++i) {
+    slots[i] = slots[i] >= 0 ? kSlotMissing : slots[i];
+  }
+  return NumberMissing(batch, rules, 0, slots);
 }
 
 // Writes the square of each row's gradient to the row's first position.

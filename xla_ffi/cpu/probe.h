@@ -1,8 +1,12 @@
-// Looks up many keys at once: while one group of ids waits for its buckets,
-// the group before it waits for its rows.
+// Looks up many keys at once: while one id waits for its bucket, the ids before
+// it wait for their rows.
 #pragma once
 
 #include <cstdint>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 #include "core/bucket.h"
 #include "cpu/ids.h"
@@ -24,13 +28,38 @@ constexpr int kCacheLine = 64;
   for (int64_t b = 0; b < bytes; b += kCacheLine) PrefetchRead(p + b);
 }
 
+// The entry of `bucket` that holds `key`, or -1: FindEntry for one processor.
+// Comparing four whole ids takes no longer than comparing their tags.
+inline int FindEntryOnCpu(const Bucket& bucket, Key key, uint8_t tag) {
+#if defined(__AVX2__)
+  (void)tag;
+  const __m256i ids =
+      _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bucket.ids));
+  const __m256i same =
+      _mm256_cmpeq_epi64(ids, _mm256_set1_epi64x(static_cast<int64_t>(key.id)));
+  auto matches =
+      static_cast<uint32_t>(_mm256_movemask_pd(_mm256_castsi256_pd(same)));
+  for (; matches != 0; matches &= matches - 1) {
+    const int entry = LowestBit(matches);
+    // An empty entry has id 0 and tag 0.
+    if (bucket.tables[entry] == key.table && bucket.tags[entry] != 0) {
+      return entry;
+    }
+  }
+  return -1;
+#else
+  return FindEntry(bucket, key, tag);
+#endif
+}
+
 // One id on its way through the pipeline.
 struct ProbeItem {
   int64_t position;
   uint64_t id;
-  uint64_t hash;
+  const Bucket* bucket;  // where the search begins, or goes on
   int32_t table;
   int32_t slot;  // kSlotUnknown until it is known
+  uint8_t tag;
 };
 constexpr int32_t kSlotUnknown = -4;
 
@@ -52,40 +81,53 @@ class ProbeStages {
     item->slot = rules_.Reject(item->id, item->table);
     if (item->slot < 0) return;
     item->slot = kSlotUnknown;
-    item->hash = HashKey(KeyOf(*item));
-    PrefetchRead(index_.buckets + Home(*item));
+    const uint64_t hash = HashKey(KeyOf(*item));
+    item->tag = HashTag(hash);
+    item->bucket = index_.buckets + HomeBucket(hash, index_.num_buckets);
+    PrefetchRead(item->bucket);
   }
 
   // Looks into the home bucket, where most keys are; asks for the next one when
   // the search goes on.
   void LookHome(ProbeItem* item) const {
     if (item->slot != kSlotUnknown) return;
-    const Bucket& bucket = index_.buckets[Home(*item)];
-    const int entry = FindEntry(bucket, KeyOf(*item), HashTag(item->hash));
-    if (entry >= 0) {
-      item->slot = bucket.slots[entry];
-    } else if (bucket.overflow == 0) {
-      item->slot = kSlotMissing;
-    } else {
-      PrefetchRead(&bucket + 1);  // past the end it is only a wasted hint
-    }
+    item->slot = LookInto(*item);
+    if (item->slot != kSlotUnknown) return;
+    item->bucket = After(item->bucket);
+    PrefetchRead(item->bucket);
   }
 
   void LookOn(ProbeItem* item) const {
-    if (item->slot != kSlotUnknown) return;
-    item->slot = FindSlot(index_, KeyOf(*item), item->hash);
+    for (int64_t left = index_.num_buckets - 1;
+         item->slot == kSlotUnknown && left > 0; --left) {
+      item->slot = LookInto(*item);
+      item->bucket = After(item->bucket);
+    }
+    if (item->slot == kSlotUnknown) item->slot = kSlotMissing;
   }
 
  private:
   Key KeyOf(const ProbeItem& item) const {
     return rules_.MakeKey(item.id, item.table);
   }
-  int64_t Home(const ProbeItem& item) const {
-    return HomeBucket(item.hash, index_.num_buckets);
+
+  // The slot, kSlotMissing, or kSlotUnknown when other buckets may have it.
+  int32_t LookInto(const ProbeItem& item) const {
+    const Bucket& bucket = *item.bucket;
+    const int entry = FindEntryOnCpu(bucket, KeyOf(item), item.tag);
+    if (entry >= 0) return bucket.slots[entry];
+    return bucket.overflow == 0 ? kSlotMissing : kSlotUnknown;
   }
 
-  const IndexView& index_;
-  const KeyRules& rules_;
+  const Bucket* After(const Bucket* bucket) const {
+    ++bucket;
+    return bucket == index_.buckets + index_.num_buckets ? index_.buckets
+                                                         : bucket;
+  }
+
+  // Copies: the compiler would read a reference again after every store.
+  const IndexView index_;
+  const KeyRules rules_;
   IdCursor cursor_;
 };
 

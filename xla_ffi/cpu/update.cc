@@ -18,7 +18,7 @@ namespace {
 // Gradients a task takes at least.
 constexpr int64_t kGrain = 1024;
 // How many gradients ahead the memory is asked for.
-constexpr int64_t kAhead = 12;
+constexpr int64_t kAhead = 24;
 
 // What the tasks of one update share.
 struct RowPass {
@@ -92,10 +92,10 @@ class RangeUpdate {
   // Returns the number of gradients that were not finite.
   int64_t Run(Range range) {
     ahead_ = range.begin;
+    end_ = range.end;
     for (int64_t i = range.begin; i < range.end;) {
       const int64_t end = GroupEnd(pass_.entries, i, range.end);
-      PrefetchUntil(std::min(end + kAhead, range.end));
-      UpdateOne(pass_.entries + i, end - i);
+      UpdateOne(i, end - i);
       i = end;
     }
     return non_finite_;
@@ -114,18 +114,22 @@ class RangeUpdate {
     }
   }
 
-  void UpdateOne(const SlotPosition* entries, int64_t count) {
+  void UpdateOne(int64_t first, int64_t count) {
+    const SlotPosition* const entries = pass_.entries + first;
+    const auto ahead = [&](int64_t n) {
+      PrefetchUntil(std::min(first + n + kAhead, end_));
+    };
     const int32_t slot = SlotOf(entries[0]);
     uint32_t* const row = pass_.table.Row(slot);
     if (slot >= pass_.first_new_slot) {
       InitRow<Optimizer>(pass_, entries, count, row);
     }
-    const float* const gradient = Scaled(sum_.Sum(entries, count));
+    const float* const gradient = Scaled(sum_.Sum(entries, count, ahead));
     if (!AllFinite(gradient, dim_)) {
       non_finite_ += CountNonFinite<Access>(pass_, entries, count, scaled_);
       // The count used the buffer of the scaled gradient.
-      UpdateRow<Optimizer>(scalars_, dim_, Scaled(sum_.Sum(entries, count)),
-                           row);
+      UpdateRow<Optimizer>(scalars_, dim_,
+                           Scaled(sum_.Sum(entries, count, ahead)), row);
     } else {
       UpdateRow<Optimizer>(scalars_, dim_, gradient, row);
     }
@@ -145,7 +149,8 @@ class RangeUpdate {
   int64_t dim_;
   GradientSum<Access> sum_;
   float* scaled_;
-  int64_t ahead_ = 0;
+  int64_t ahead_ = 0;  // entries up to here are asked for
+  int64_t end_ = 0;
   int64_t non_finite_ = 0;
 };
 
@@ -189,17 +194,16 @@ void AddLookupCounts(const UpdateArgs& args, uint64_t* counters) {
   }
 }
 
-// Finds the slot of every position, inserting what is missing.
+// Finds the slot of every position, inserting what is missing. `slots` are what
+// the lookups reported.
 void PlaceRows(Parallel* parallel, const TableView& table,
                const TableRules& rules, const FlatBatch& batch,
-               int32_t* slots) {
-  if (batch.SawLayout(*table.layout_version)) {
-    batch.CopySlots(parallel, slots);
-  } else {
-    batch.ProbeSlots(parallel, table.index, rules.keys, slots);
-  }
+               const SlotReport& report, int32_t* slots) {
   uint64_t* const counters = table.counters;
   const int64_t rows = static_cast<int64_t>(counters[kRows]);
+  if (!batch.SawLayout(*table.layout_version) || !report.Within(rows)) {
+    batch.ProbeSlots(parallel, table.index, rules.keys, slots);
+  }
   InsertCursor cursor{table.index, table.capacity, rows, *table.layout_version};
   const int64_t refused = InsertMissing(batch, rules.keys, &cursor, slots);
   counters[kInserts] += static_cast<uint64_t>(cursor.num_rows - rows);
@@ -226,8 +230,13 @@ bool Update(Parallel* parallel, const TableView& table, const TableRules& rules,
   const Scratch task_space(tasks * TaskSpace(rules.embedding_dim) *
                            int64_t{sizeof(float)});
   if (!slots.ok() || !entries_space.ok() || !task_space.ok()) return false;
+  const SlotReport report = batch.CopySlots(parallel, slots.As<int32_t>());
+  if (!report.intact) {
+    ++counters[kDamagedContexts];
+    return true;
+  }
   AddLookupCounts(args, counters);
-  PlaceRows(parallel, table, rules, batch, slots.As<int32_t>());
+  PlaceRows(parallel, table, rules, batch, report, slots.As<int32_t>());
   int64_t count = 0;
   const SlotPosition* const entries = SortBySlot(
       parallel, slots.As<int32_t>(), batch.size(),

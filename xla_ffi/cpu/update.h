@@ -32,8 +32,9 @@ struct UpdateArgs {
 // Sums the gradients of each row, inserts the rows that are missing in order of
 // first occurrence, and applies the optimizer to every row that the batch
 // touches. One call is one step. With apply false nothing changes; with a
-// learning rate that is negative or not finite only a counter does. False when
-// there is no memory to work in; then nothing has changed.
+// learning rate that is negative or not finite, or a batch that is not as its
+// lookup left it, only a counter does. False when there is no memory to work
+// in; then nothing has changed.
 bool Update(Parallel* parallel, const TableView& table, const TableRules& rules,
             const UpdateArgs& args);
 

@@ -52,7 +52,10 @@ ffi::Error UpdateHandler(ffi::ThreadPool pool, ffi::AnyBuffer index,
       CheckBuffer("learning_rate", learning_rate, ffi::F32, {}));
   ONEEMB_RETURN_IF_ERROR(CheckBuffer("grad_scale", grad_scale, ffi::F32, {}));
   ONEEMB_RETURN_IF_ERROR(CheckBuffer("apply", apply, ffi::PRED, {}));
-  ONEEMB_RETURN_IF_ERROR(DecodeBatches(lookups, holder.rules.embedding_dim,
+  size_t num_lookups = 0;
+  ONEEMB_RETURN_IF_ERROR(DecodeNumLookups(attributes, &num_lookups));
+  ONEEMB_RETURN_IF_ERROR(DecodeBatches(lookups, num_lookups,
+                                       holder.rules.embedding_dim,
                                        &args.batches, &args.gradient_type));
   ONEEMB_RETURN_IF_ERROR(CheckInPlace(in_place, results));
   args.learning_rate = Scalar<float>(learning_rate);
@@ -76,7 +79,9 @@ ffi::Error GlobalNormHandler(ffi::ThreadPool pool, ffi::RemainingArgs lookups,
   FloatType type = FloatType::kFloat32;
   ONEEMB_RETURN_IF_ERROR(DecodeRules(attributes, &holder));
   const int64_t dim = holder.rules.embedding_dim;
-  ONEEMB_RETURN_IF_ERROR(DecodeBatches(lookups, dim, &batches, &type));
+  const size_t num_lookups = lookups.size() / kBuffersPerBatch;
+  ONEEMB_RETURN_IF_ERROR(
+      DecodeBatches(lookups, num_lookups, dim, &batches, &type));
   FfiParallel parallel(pool);
   *norm->typed_data() =
       GlobalNorm(&parallel, holder.rules.keys, batches, dim, type);
@@ -98,8 +103,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembUpdate, UpdateHandler,
                                   .Arg<ffi::AnyBuffer>()  // learning_rate
                                   .Arg<ffi::AnyBuffer>()  // grad_scale
                                   .Arg<ffi::AnyBuffer>()  // apply
-                                  .RemainingArgs()        // lookups
-                                  .RemainingRets()        // the table arrays
+                                  .RemainingArgs()  // lookups, other reads
+                                  .RemainingRets()  // the table arrays
                                   .Attrs());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembGlobalNorm, GlobalNormHandler,
