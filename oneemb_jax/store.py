@@ -17,11 +17,15 @@ StoreError = native.StoreError
 def _unsigned(values: Any, dtype: type[np.unsignedinteger], name: str) -> np.ndarray:
     """Whole numbers in range, flat, as ``dtype``."""
     given = np.asarray(values)
+    if given.dtype.kind == "f" and not isinstance(values, np.ndarray):
+        # A list of whole numbers below and above 2**63: float64 to NumPy.
+        given = np.asarray(values, object)
     if given.ndim != 1:
         raise ValueError(f"{name}: shape {given.shape}; pass a flat array.")
     if not given.size:
         return np.zeros(0, dtype)
-    if given.dtype.kind not in "iu":
+    exact = given.dtype == object and all(isinstance(x, int) for x in given)
+    if given.dtype.kind not in "iu" and not exact:
         raise TypeError(f"{name}: dtype {given.dtype}; pass integers.")
     low, high = int(given.min()), int(given.max())
     if low < 0 or high > np.iinfo(dtype).max:

@@ -24,7 +24,7 @@ IDS = st.one_of(
 KEYS = st.lists(st.tuples(IDS, st.sampled_from([0, 1, 65535])), max_size=20)
 NAMES = st.sampled_from(["a", "b", "c"])
 WORDS = 3
-SMALL = {"segment_bytes": 1 << 14, "host_budget_bytes": 1 << 20}
+SMALL: dict[str, Any] = {"segment_bytes": 1 << 14, "host_budget_bytes": 1 << 20}
 
 
 def split(keys: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -153,6 +153,8 @@ def test_wrong_arguments_change_nothing(tmp_path: Path):
         for ids, rows, tables, error in [
             ([-1], one, None, ValueError),
             ([0.5], one, None, TypeError),
+            ([2**63, 0.5], np.ones((2, 2), np.uint32), None, TypeError),
+            ([1, 2**64], np.ones((2, 2), np.uint32), None, ValueError),
             ([[1]], one, None, ValueError),
             ([1], one, [65536], ValueError),
             ([1], one, [0, 1], ValueError),
