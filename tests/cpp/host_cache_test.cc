@@ -44,6 +44,16 @@ std::string Peek(const HostCache& cache, Key key) {
   return found != 0 ? row : "";
 }
 
+Keys RandomKeys(std::mt19937_64* random, uint64_t ids, size_t most) {
+  Keys keys((*random)() % most);
+  for (Key& key : keys) {
+    const uint64_t id = (*random)() % ids;
+    key = {id == 1 ? ~uint64_t{0} : id,
+           static_cast<uint16_t>((*random)() % 2 == 0 ? 0 : 65535)};
+  }
+  return keys;
+}
+
 // A store of two tiers, with the protocol that one must follow.
 class Store {
  public:
@@ -58,7 +68,10 @@ class Store {
       truth_[key] = row;
       rows += row;
     }
-    MakeRoom(Size(keys));
+    int64_t missing = 0;
+    for (const Key key : keys) missing += Peek(*cache_, key).empty() ? 1 : 0;
+    CHECK_EQ(cache_->CountMissing(keys.data(), Size(keys)), missing);
+    MakeRoom(missing);
     std::vector<uint8_t> taken(keys.size());
     cache_->Insert(keys.data(), rows.data(), Size(keys), true, taken.data());
     for (size_t i = 0; i < keys.size(); ++i) {
@@ -95,6 +108,17 @@ class Store {
     }
   }
 
+  // Where there is room.
+  void PutOne(const Keys& keys) {
+    for (const Key key : keys) {
+      const std::string row(kWidth, static_cast<char>(random_()));
+      uint8_t taken = 0;
+      cache_->Insert(&key, row.data(), 1, true, &taken);
+      truth_[key] = row;
+      if (taken == 0) ssd_[key] = row;
+    }
+  }
+
   // Rows that somebody changes or removes while they are written.
   void MakeRoomWhileOthersWrite(int64_t n) {
     Keys victims;
@@ -113,6 +137,9 @@ class Store {
       } else if (what == 1) {
         Erase({victims[i]});
         erased.insert(victims[i]);
+      } else if (what == 2 && !erased.empty()) {
+        // Another row may get the slot of a victim that is gone.
+        PutOne(RandomKeys(&random_, 1000000, 2));
       }
     }
     Finish(victims, rows, erased);
@@ -188,16 +215,6 @@ class Store {
   Model truth_;
   Model ssd_;
 };
-
-Keys RandomKeys(std::mt19937_64* random, uint64_t ids, size_t most) {
-  Keys keys((*random)() % most);
-  for (Key& key : keys) {
-    const uint64_t id = (*random)() % ids;
-    key = {id == 1 ? ~uint64_t{0} : id,
-           static_cast<uint16_t>((*random)() % 2 == 0 ? 0 : 65535)};
-  }
-  return keys;
-}
 
 void RunAgainstModel(int64_t rows, uint64_t ids, uint64_t seed) {
   Store store(rows, seed);
@@ -311,6 +328,62 @@ TEST(RowsOfABatchInFlightStay) {
     Fill(cache.get(), round * 1000, capacity);
   }
   CHECK_EQ(CountHere(*cache, 0, 50), 0);
+}
+
+TEST(VictimsThatAreFetchedStay) {
+  const auto cache = OpenCache(100);
+  const int64_t capacity = cache->capacity();
+  Keys keys(static_cast<size_t>(capacity));
+  for (uint64_t i = 0; i < keys.size(); ++i) keys[i] = {i, 0};
+  std::string rows(keys.size() * kWidth, 'd');
+  std::vector<uint8_t> taken(keys.size());
+  cache->Insert(keys.data(), rows.data(), capacity, true, taken.data());
+  Keys victims;
+  std::vector<char> victim_rows;
+  CHECK(cache->MakeRoom(20, &victims, &victim_rows).ok());
+  CHECK_EQ(victims.size(), 20U);
+  const uint64_t batch = cache->BeginBatch();
+  cache->Fetch(victims.data(), 10, rows.data(), taken.data(), batch);
+  cache->DropVictims();
+  for (size_t i = 0; i < victims.size(); ++i) {
+    CHECK_EQ(Peek(*cache, victims[i]).empty(), i >= 10);
+  }
+  CHECK_EQ(cache->dirty(), capacity - 20);
+  CHECK_EQ(cache->stats().write_backs, 20);
+  cache->EndBatch(batch);
+}
+
+TEST(RowsInUseOutliveRowsThatAreNot) {
+  const auto cache = OpenCache(100);
+  const int64_t capacity = cache->capacity();
+  Fill(cache.get(), 0, capacity);
+  Keys used(10);
+  for (uint64_t i = 0; i < 10; ++i) used[i] = {3 * i, 0};
+  std::string rows(10 * kWidth, '\0');
+  std::vector<uint8_t> found(10);
+  for (uint64_t round = 1; round < 20; ++round) {
+    cache->Fetch(used.data(), 10, rows.data(), found.data());
+    CHECK_EQ(std::count(found.begin(), found.end(), 1), 10);
+    Fill(cache.get(), 1000 * round, capacity / 2);
+  }
+}
+
+// No slot is lost to the queues, whatever was removed where.
+TEST(EveryRowCanLeave) {
+  const auto cache = OpenCache(200);
+  const int64_t capacity = cache->capacity();
+  std::mt19937_64 random(3);
+  for (uint64_t round = 0; round < 300; ++round) {
+    const auto n = static_cast<int64_t>(random() % 200);
+    Fill(cache.get(), 1000 * round, std::min(n, capacity));
+    Keys keys(random() % 100);
+    for (Key& key : keys) key = {1000 * round + random() % 200, 0};
+    cache->Erase(keys.data(), Size(keys));
+  }
+  for (uint64_t round = 1000; round < 1004; ++round) {
+    CHECK_EQ(Fill(cache.get(), 1000 * round, capacity), capacity);
+    CHECK_EQ(CountHere(*cache, 1000 * round, capacity), capacity);
+  }
 }
 
 TEST(AllRowsMayBePinned) {

@@ -170,6 +170,22 @@ TEST(BudgetIsAnUpperBound) {
   }
 }
 
+// The slot of a row that another one of its batch replaced is used again.
+TEST(DuplicatesLeaveNothingBehind) {
+  constexpr int64_t kWidth = 1000;
+  const auto tier = Open(kWidth);
+  const Keys keys(100, Key{5, 5});
+  const std::string rows(keys.size() * kWidth, 'r');
+  std::vector<uint8_t> erased(1);
+  for (int round = 0; round < 50; ++round) {
+    CHECK(tier->Put(keys.data(), rows.data(), Size(keys)).ok());
+    CHECK_EQ(tier->size(), 1);
+    CHECK(tier->bytes() < 300000);
+    tier->Erase(keys.data(), 1, erased.data());
+    CHECK_EQ(erased[0], 1);
+  }
+}
+
 TEST(NoMemoryChangesNothing) {
   constexpr int64_t kWidth = 300;
   int failures = 0;

@@ -197,6 +197,20 @@ void HostCache::Peek(const Key* keys, int64_t n, char* rows,
   });
 }
 
+int64_t HostCache::CountMissing(const Key* keys, int64_t n) const {
+  int64_t missing = 0;
+  Pipeline<IndexShard::Search>(
+      n,
+      [&](int64_t i, IndexShard::Search* search) {
+        *search = index_.Begin({HashKey(keys[i]), keys[i].table});
+      },
+      [&](int64_t, IndexShard::Search* search) { index_.Continue(search); },
+      [&](int64_t, IndexShard::Search* search) {
+        if (!index_.End(*search).found()) ++missing;
+      });
+  return missing;
+}
+
 bool HostCache::TakeSlot(uint32_t* slot) {
   if (num_free_ > 0) {
     *slot = first_free_;

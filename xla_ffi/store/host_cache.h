@@ -59,6 +59,9 @@ class HostCache {
   // The same, but the cache learns nothing of it: for evaluation.
   void Peek(const Key* keys, int64_t n, char* rows, uint8_t* found) const;
 
+  // How many of these keys have no row here: what to make room for.
+  int64_t CountMissing(const Key* keys, int64_t n) const;
+
   // Makes room for n more rows, or for as many as can be. Clean rows go at
   // once; dirty ones are appended to *keys and *rows and stay, for Fetch too,
   // until DropVictims, or KeepVictims when they could not be written. One of
