@@ -47,10 +47,13 @@ function(oneemb_module name)
     set(stable_abi STABLE_ABI)
   endif()
   # NOMINSIZE: nanobind's default is -Os. NOSTRIP keeps names for perf.
+  # A domain of its own: both modules have the same classes, and one process
+  # loads both.
   nanobind_add_module(${name} ${stable_abi} NB_STATIC NOMINSIZE NOSTRIP
+    NB_DOMAIN ${name}
     NB_SUPPRESS_WARNINGS
     ${ONEEMB_KERNEL_SOURCES} ${ONEEMB_STORE_SOURCES} ${ONEEMB_FFI_SOURCES}
-    ${ONEEMB_MODULE_SOURCE})
+    ${ONEEMB_MODULE_SOURCES})
   target_compile_definitions(${name} PRIVATE ONEEMB_MODULE_NAME=${name})
   target_compile_options(${name} PRIVATE ${ARGN})
   target_include_directories(${name} SYSTEM PRIVATE

@@ -64,13 +64,14 @@ def _register(native: types.ModuleType) -> None:
         jax.ffi.register_ffi_target(name, handler, platform="cpu")
 
 
-_native = _load()
-_register(_native)
+#: The native module in use.
+native = _load()
+_register(native)
 
 
 def set_num_threads(num_threads: int) -> None:
     """Threads that CPU kernels split their work for; 0: as many as XLA has."""
-    _native.set_num_threads(num_threads)
+    native.set_num_threads(num_threads)
 
 
 def keep_freed_memory() -> bool:
@@ -90,7 +91,7 @@ def keep_freed_memory() -> bool:
         >>> import oneemb_jax as oe
         >>> kept = oe.keep_freed_memory()
     """
-    return _native.keep_freed_memory()
+    return native.keep_freed_memory()
 
 
 def call(

@@ -27,7 +27,7 @@ LAYERS = (
     ("optimizers", "oneflow_reader", "oneflow_writer", "oneflow_rows"),
     ("options", "oneflow_verify"),
     ("_ffi", "spec"),
-    ("table",),
+    ("table", "store"),
     ("counters", "lookup"),
     ("sparse_grad",),
     ("update",),
@@ -52,7 +52,11 @@ INCLUDES = {
     "cuda": {"core", "cuda"},
     "tests/cpp": {"core", "cpu", "store"},
 }
-MODULE_INCLUDES = {"core", "cpu", "store", "cuda"}
+MODULE_INCLUDES = {"core", "cpu", "store", "cuda", "store_module.h"}
+# The sources that know Python.
+MODULE_FILES = {
+    f"xla_ffi/{n}" for n in ("module.cc", "store_module.cc", "store_module.h")
+}
 # The side of a folder that knows XLA, besides every *_ffi.cc and *_ffi.h.
 FFI_HEADERS = {"ffi_util", "handlers"}
 # Standard headers that core/ does without: no heap, no I/O, no threads, and no
@@ -129,13 +133,13 @@ def knows_xla(place: str) -> bool:
 def include_problem(place: str, folder: str, quoted: str, angled: str) -> str | None:
     """What is wrong with one #include, or None."""
     handler = knows_xla(place)
-    module = place == "xla_ffi/module.cc"
+    module = place in MODULE_FILES
     target = quoted or angled
     first = target.partition("/")[0]
     if target.endswith((".cu", ".cc")):
         return f"includes the source {target}"
     if first == "nanobind":
-        return None if module else f"includes {target}; only module.cc may"
+        return None if module else f"includes {target}; only the module's own files may"
     if first == "xla":
         return None if handler or module else f"includes {target}; only *_ffi may"
     if angled:

@@ -7,6 +7,7 @@
 #include "cpu/ffi_util.h"
 #include "cpu/handlers.h"
 #include "cpu/memory.h"
+#include "store_module.h"
 
 namespace nb = nanobind;
 
@@ -50,4 +51,7 @@ NB_MODULE(ONEEMB_MODULE_NAME, m) {
         "Lets the C library keep freed memory; whether it can.");
   m.def("set_num_threads", &oneemb::SetNumThreads, nb::arg("num_threads"),
         "Threads that a kernel splits its work for; 0: as many as XLA has.");
+  // Objects that live until the interpreter ends are no leak worth a warning.
+  nb::set_leak_warnings(false);
+  oneemb::AddStore(m);
 }
