@@ -142,7 +142,7 @@ def main() -> None:
         return
     build = [tool("cmake"), "--build", folder, "--parallel", options.jobs]
     if options.tests:
-        pattern = ".*" if options.tests == "all" else f"^{options.tests}$"
+        pattern = ".*" if options.tests == "all" else rf"^{options.tests}(\.[0-9]+)?$"
         run(*build, "--target", options.tests)
         ctest = [tool("ctest"), "--test-dir", folder, "--parallel", options.jobs]
         run(*ctest, "--output-on-failure", "--no-tests=error", "-R", pattern)
