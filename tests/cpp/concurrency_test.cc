@@ -1,9 +1,12 @@
 // Everything at once: fetch, put, erase, snapshot, iteration and compaction.
 // Rows carry their key and version, so a wrong one names its origin.
+//
+// ONEEMB_CONCURRENCY_TIMES=20 goes on for longer.
 #include <atomic>
 #include <cstring>
 #include <thread>
 
+#include "setting.h"
 #include "temp_folder.h"
 #include "test_store.h"
 
@@ -152,6 +155,9 @@ void RunAll(const StoreOptions& options, uint64_t versions) {
   if (options.kind == StoreKind::kSsd) CHECK(stats.compactions > 0);
 }
 
+// How much longer than usual.
+uint64_t Times() { return Setting("ONEEMB_CONCURRENCY_TIMES", 1); }
+
 StoreOptions Options(StoreKind kind, std::shared_ptr<Env> env) {
   StoreOptions options = SmallOptions(std::move(env), kWidth, kind);
   options.host_budget_bytes = int64_t{1} << 20;
@@ -162,7 +168,7 @@ StoreOptions Options(StoreKind kind, std::shared_ptr<Env> env) {
 
 TEST(EverythingAtOnceOnASimulatedDisk) {
   for (const StoreKind kind : kAllKinds) {
-    RunAll(Options(kind, std::make_shared<SimEnv>()), 60);
+    RunAll(Options(kind, std::make_shared<SimEnv>()), 60 * Times());
   }
 }
 
@@ -173,7 +179,7 @@ TEST(EverythingAtOnceOnARealDisk) {
     CHECK_OK(NewPosixEnv(engine, &env));
     StoreOptions options = Options(StoreKind::kSsd, env);
     options.path = folder.path() + "/s";
-    RunAll(options, 40);
+    RunAll(options, 40 * Times());
   }
 }
 
