@@ -172,6 +172,39 @@ TEST(EverythingAtOnceOnASimulatedDisk) {
   }
 }
 
+// Many puts at the edge of the budget, and many fetches: each counts on memory
+// that the others want too.
+TEST(TheBudgetIsABoundForAllAtOnce) {
+  StoreOptions options = SmallOptions(std::make_shared<SimEnv>(), 4);
+  options.ssd.memory_budget_bytes = int64_t{4} << 20;
+  options.ssd.readers = 2;
+  const auto store = OpenStore(options);
+  std::vector<std::thread> threads;
+  std::atomic<bool> failed{false};
+  for (uint64_t t = 0; t < 6; ++t) {
+    threads.emplace_back([&, t] {
+      std::mt19937_64 random(t);
+      std::vector<Key> keys(4000);
+      std::vector<char> rows(keys.size() * 4, 'r');
+      std::vector<uint8_t> found(keys.size());
+      Status status;
+      while (status.ok()) {
+        for (Key& key : keys) key = {random(), 0};
+        const KeySpan span{keys.data(), static_cast<int64_t>(keys.size())};
+        status = store->Put(span, rows.data());
+        if (!store->Fetch(span, rows.data(), found.data()).ok()) failed = true;
+      }
+      if (status.kind() != StatusKind::kNoSpace) failed = true;
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  StoreStats stats;
+  CHECK_OK(store->Stats(&stats));
+  CHECK(!failed);
+  CHECK(stats.rows > 10000);
+  CHECK(stats.memory_bytes <= options.ssd.memory_budget_bytes);
+}
+
 TEST(EverythingAtOnceOnARealDisk) {
   for (const Engine engine : {Engine::kThreads, Engine::kAuto}) {
     const TempFolder folder;

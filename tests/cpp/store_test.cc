@@ -150,7 +150,7 @@ TEST(AStoreStartsEmptyAndKeepsSnapshots) {
 
 TEST(BudgetOfTheIndexIsABound) {
   StoreOptions options = SmallOptions(std::make_shared<SimEnv>(), 4);
-  options.ssd.memory_budget_bytes = int64_t{2} << 20;
+  options.ssd.memory_budget_bytes = int64_t{6} << 20;
   const auto store = OpenStore(options);
   std::mt19937_64 random(1);
   Model model;
@@ -171,6 +171,15 @@ TEST(BudgetOfTheIndexIsABound) {
   CHECK(status.message().find("memory_budget_bytes") != std::string::npos);
   CHECK(model.size() > 10000);
   CHECK(Dump(store.get()) == model);
+}
+
+TEST(ABudgetBelowTheBuffersIsRefused) {
+  StoreOptions options = SmallOptions(std::make_shared<SimEnv>(), 4);
+  options.ssd.memory_budget_bytes = 100000;
+  std::unique_ptr<Store> store;
+  const Status status = Store::Open(options, &store);
+  CHECK_EQ(status.kind(), StatusKind::kInvalidArgument);
+  CHECK(status.message().find("buffers alone take") != std::string::npos);
 }
 
 // Random calls; after each the store is what the model is.

@@ -38,8 +38,10 @@ Status CheckOptions(const StoreOptions& options) {
         "and write_bytes a multiple of it");
   }
   if (ssd.read_depth < 1 || ssd.write_depth < 1 || ssd.read_depth > 4096 ||
-      ssd.write_depth > 4096) {
-    return Invalid("ssd.read_depth, ssd.write_depth: use 1 to 4096");
+      ssd.write_depth > 4096 || ssd.readers < 1) {
+    return Invalid(
+        "ssd.read_depth, ssd.write_depth: use 1 to 4096; ssd.readers: 1 at "
+        "least");
   }
   if (!(ssd.utilisation > 0 && ssd.utilisation < 1) ||
       !(ssd.compaction_share > 0)) {
@@ -87,7 +89,7 @@ Status Store::Run(const Body& body) const {
   try {
     return body();
   } catch (const std::bad_alloc&) {
-    return {StatusKind::kNoMemory, options_.path + ": out of memory"};
+    return {StatusKind::kNoMemory, "no memory"};  // no room for more words
   } catch (const std::exception& error) {
     return {StatusKind::kUnavailable, options_.path + ": " + error.what()};
   }
@@ -185,7 +187,7 @@ Status Store::LoadFrom(const std::string& folder, std::string* user) {
           " bytes; this store's have " + std::to_string(options_.row_bytes));
     }
     ONEEMB_RETURN_IF_ERROR(backend_->Load(folder, snapshot));
-    if (user != nullptr) *user = snapshot.manifest.user;
+    if (user != nullptr) *user = std::move(snapshot.manifest.user);
     return {};
   });
 }
