@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "store/env.h"
 #include "store/mutex.h"
+#include "wrapped_env.h"
 
 namespace oneemb {
 
@@ -28,50 +28,36 @@ constexpr KillPoint kAllKillPoints[] = {
     KillPoint::kRename,      KillPoint::kSyncFolder, KillPoint::kRemove,
     KillPoint::kRemoveFolder};
 
-class KillEnv final : public Env {
+class KillEnv final : public WrappedEnv {
  public:
   // SIGKILL at call number `call` (0, 1, …) of `point`, before or after it.
   KillEnv(std::shared_ptr<Env> env, KillPoint point, uint64_t call, bool after)
-      : env_(std::move(env)), point_(point), call_(call), after_(after) {}
+      : WrappedEnv(std::move(env)), point_(point), call_(call), after_(after) {}
 
   Status Open(const std::string& path, OpenMode mode, Caching caching,
               std::unique_ptr<File>* file) override {
-    const auto open = [&] { return env_->Open(path, mode, caching, file); };
+    const auto open = [&] { return env()->Open(path, mode, caching, file); };
     return mode == OpenMode::kCreate ? At(KillPoint::kCreate, open) : open();
   }
-  Status NewEngine(int depth, std::unique_ptr<IoEngine>* engine) override {
-    return env_->NewEngine(depth, engine);
-  }
-  const char* engine_name() const override { return env_->engine_name(); }
-  Status List(const std::string& folder,
-              std::vector<std::string>* names) override {
-    return env_->List(folder, names);
-  }
   Status MakeFolder(const std::string& path) override {
-    return At(KillPoint::kMakeFolder, [&] { return env_->MakeFolder(path); });
+    return At(KillPoint::kMakeFolder, [&] { return env()->MakeFolder(path); });
   }
   Status RemoveFolder(const std::string& path) override {
     return At(KillPoint::kRemoveFolder,
-              [&] { return env_->RemoveFolder(path); });
+              [&] { return env()->RemoveFolder(path); });
   }
   Status Remove(const std::string& path) override {
-    return At(KillPoint::kRemove, [&] { return env_->Remove(path); });
+    return At(KillPoint::kRemove, [&] { return env()->Remove(path); });
   }
   Status Link(const std::string& from, const std::string& to) override {
-    return At(KillPoint::kLink, [&] { return env_->Link(from, to); });
+    return At(KillPoint::kLink, [&] { return env()->Link(from, to); });
   }
   Status Rename(const std::string& from, const std::string& to) override {
-    return At(KillPoint::kRename, [&] { return env_->Rename(from, to); });
+    return At(KillPoint::kRename, [&] { return env()->Rename(from, to); });
   }
   Status SyncFolder(const std::string& path) override {
-    return At(KillPoint::kSyncFolder, [&] { return env_->SyncFolder(path); });
+    return At(KillPoint::kSyncFolder, [&] { return env()->SyncFolder(path); });
   }
-  Status Lock(const std::string& path,
-              std::unique_ptr<FileLock>* lock) override {
-    return env_->Lock(path, lock);
-  }
-  uint64_t Random() override { return env_->Random(); }
-  int64_t ProcessId() const override { return env_->ProcessId(); }
 
  private:
   template <class Call>
@@ -87,7 +73,6 @@ class KillEnv final : public Env {
     return status;
   }
 
-  const std::shared_ptr<Env> env_;
   const KillPoint point_;
   const uint64_t call_;
   const bool after_;

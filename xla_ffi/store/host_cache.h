@@ -98,6 +98,7 @@ class HostCache {
   void Clear();
 
   int64_t size() const { return index_.size(); }
+  int64_t num_buckets() const { return index_.num_buckets(); }  // of its index
   int64_t dirty() const { return dirty_; }
   // All memory that it holds; at most the budget, and constant.
   int64_t bytes() const { return bytes_; }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <new>
 #include <set>
+#include <system_error>
 #include <utility>
 
 #include "store/files.h"
@@ -64,7 +65,12 @@ Status SsdTier::Open(std::shared_ptr<Env> env, const std::string& folder,
   }
   if (options.compaction == CompactionMode::kBackground) {
     SsdTier* const self = fresh.get();
-    fresh->thread_ = std::thread([self] { self->CompactInBackground(); });
+    try {
+      fresh->thread_ = std::thread([self] { self->CompactInBackground(); });
+    } catch (const std::system_error& error) {
+      return {StatusKind::kUnavailable,
+              std::string("starting a thread for compaction: ") + error.what()};
+    }
   }
   *tier = std::move(fresh);
   return {};

@@ -17,6 +17,20 @@ Status Invalid(const std::string& message) {
   return {StatusKind::kInvalidArgument, message};
 }
 
+// The one place in which exceptions end. The standard library throws them when
+// there is no memory; everything below changes its state last, so the store is
+// as it was.
+template <class Body>
+Status Guard(const Body& body) {
+  try {
+    return body();
+  } catch (const std::bad_alloc&) {
+    return {StatusKind::kNoMemory, "no memory"};  // nor for more words
+  } catch (const std::exception&) {
+    return {StatusKind::kUnavailable, "an exception"};  // nothing throws others
+  }
+}
+
 Status CheckOptions(const StoreOptions& options) {
   if (options.path.empty()) {
     return Invalid("path: empty; name a folder of the store's own");
@@ -83,33 +97,28 @@ Status Store::CheckProcess() const {
 
 template <class Body>
 Status Store::Run(const Body& body) const {
-  ONEEMB_RETURN_IF_ERROR(CheckProcess());
-  // The standard library throws when there is no memory. Everything below
-  // changes its state last, so the store is as it was.
-  try {
+  return Guard([&]() -> Status {
+    ONEEMB_RETURN_IF_ERROR(CheckProcess());
     return body();
-  } catch (const std::bad_alloc&) {
-    return {StatusKind::kNoMemory, "no memory"};  // no room for more words
-  } catch (const std::exception& error) {
-    return {StatusKind::kUnavailable, options_.path + ": " + error.what()};
-  }
+  });
 }
 
 Status Store::Open(const StoreOptions& options, std::unique_ptr<Store>* store) {
-  ONEEMB_RETURN_IF_ERROR(CheckOptions(options));
-  std::unique_ptr<Store> fresh(new Store(options));
-  fresh->env_ = options.env;
-  if (fresh->env_ == nullptr) {
-    ONEEMB_RETURN_IF_ERROR(NewPosixEnv(options.engine, &fresh->env_));
-  }
-  fresh->process_ = fresh->env_->ProcessId();
-  Status opened = fresh->Run([&]() -> Status {
+  return Guard([&]() -> Status {
+    ONEEMB_RETURN_IF_ERROR(CheckOptions(options));
+    std::unique_ptr<Store> fresh(new Store(options));
+    fresh->env_ = options.env;
+    if (fresh->env_ == nullptr) {
+      ONEEMB_RETURN_IF_ERROR(NewPosixEnv(options.engine, &fresh->env_));
+    }
+    fresh->process_ = fresh->env_->ProcessId();
     ONEEMB_RETURN_IF_ERROR(
         OpenFolder(fresh->env_.get(), options.path, &fresh->lock_));
-    return OpenBackend(fresh->env_, options, &fresh->backend_);
+    ONEEMB_RETURN_IF_ERROR(
+        OpenBackend(fresh->env_, options, &fresh->backend_));
+    *store = std::move(fresh);
+    return {};
   });
-  if (opened.ok()) *store = std::move(fresh);
-  return opened;
 }
 
 Store::~Store() {
@@ -140,9 +149,10 @@ Status Store::Erase(KeySpan keys, uint8_t* erased) {
 }
 
 Status Store::Size(int64_t* rows) const {
-  ONEEMB_RETURN_IF_ERROR(CheckProcess());
-  *rows = backend_->size();
-  return {};
+  return Run([&]() -> Status {
+    *rows = backend_->size();
+    return {};
+  });
 }
 
 Status Store::Stats(StoreStats* stats) const {
@@ -173,8 +183,10 @@ Status Store::Save(const std::string& name, const std::string& user) {
 }
 
 Status Store::Load(const std::string& name, std::string* user) {
-  ONEEMB_RETURN_IF_ERROR(CheckSnapshotName(name));
-  return LoadFrom(SnapshotPath(options_.path, name), user);
+  return Run([&]() -> Status {
+    ONEEMB_RETURN_IF_ERROR(CheckSnapshotName(name));
+    return LoadFrom(SnapshotPath(options_.path, name), user);
+  });
 }
 
 Status Store::LoadFrom(const std::string& folder, std::string* user) {
