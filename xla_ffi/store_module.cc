@@ -39,9 +39,11 @@ class StoreError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// (errno, message) in the class of OSError that Python has for the errno.
-[[noreturn]] void RaiseSystem(int error, const std::string& message) {
-  const nb::tuple arguments = nb::make_tuple(error, message);
+// (errno, message) in the class of OSError that Python has for the errno: the
+// system's own where a call of it failed, else `otherwise`.
+[[noreturn]] void RaiseSystem(const Status& status, int otherwise) {
+  const int error = status.error() != 0 ? status.error() : otherwise;
+  const nb::tuple arguments = nb::make_tuple(error, status.message());
   PyErr_SetObject(PyExc_OSError, arguments.ptr());
   throw nb::python_error();
 }
@@ -54,17 +56,17 @@ void Raise(const Status& status) {
     case StatusKind::kInvalidArgument:
       throw nb::value_error(message.c_str());
     case StatusKind::kNotFound:
-      RaiseSystem(ENOENT, message);
+      RaiseSystem(status, ENOENT);
     case StatusKind::kAlreadyExists:
-      RaiseSystem(EEXIST, message);
+      RaiseSystem(status, EEXIST);
     case StatusKind::kLocked:
-      RaiseSystem(EAGAIN, message);
+      RaiseSystem(status, EAGAIN);
     case StatusKind::kNoSpace:
-      RaiseSystem(ENOSPC, message);
+      RaiseSystem(status, ENOSPC);
     case StatusKind::kIoError:
-      RaiseSystem(EIO, message);
+      RaiseSystem(status, EIO);
     case StatusKind::kNoLink:
-      RaiseSystem(EXDEV, message);
+      RaiseSystem(status, EXDEV);
     case StatusKind::kNoMemory:
       PyErr_SetString(PyExc_MemoryError, message.c_str());
       throw nb::python_error();
