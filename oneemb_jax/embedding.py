@@ -6,6 +6,7 @@ the caller's program passes on.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from oneemb_jax.cache import close_cached, init_cached, store_text, with_cache
+from oneemb_jax.cached_options import CachedStoreOptions
 from oneemb_jax.ids import WORDS
 from oneemb_jax.initializers import Initializer
 from oneemb_jax.lookup import LookupContext, lookup
@@ -31,6 +34,7 @@ from oneemb_jax.table import Table, check_table, init_table
 _OPTIMIZERS = (
     "sgd, adam, adamw, amsgrad, adagrad, rowwise_adagrad, ftrl, smart_decay_adam, lamb"
 )
+StoreOptions = DeviceMemStoreOptions | CachedStoreOptions
 _KEY_SPACES = ("separate", "shared")
 #: Elements of a row: offsets within it are int32.
 _MOST_COLUMNS = 2**31 - 1
@@ -102,11 +106,13 @@ def _column_dims(embedding_dim: Any, several: bool, call: str) -> tuple[int, ...
 
 def _check_store(
     options: Any, embedding_dim: int, optimizer: Any, call: str
-) -> tuple[DeviceMemStoreOptions, Optimizer]:
-    if not isinstance(options, DeviceMemStoreOptions):
+) -> tuple[StoreOptions, Optimizer]:
+    if not isinstance(options, StoreOptions):
         raise TypeError(
             f"{call}(store_options={options!r}): pass what "
-            "oe.make_device_mem_store_options(capacity=...) makes."
+            "oe.make_device_mem_store_options(capacity=...), "
+            "make_cached_host_mem_store_options or make_cached_ssd_store_options "
+            "makes."
         )
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
@@ -147,7 +153,7 @@ class _Embedding:
         dtype: Any,
         key_type: Any,
         tables: Sequence[TableOptions | Mapping[str, Any]] | None = None,
-        store_options: DeviceMemStoreOptions | None = None,
+        store_options: StoreOptions | None = None,
         default_initializer: Initializer | Mapping[str, Any] | None = None,
         padding_idx: int | None = None,
         seed: int = 0,
@@ -160,7 +166,7 @@ class _Embedding:
         dims = _column_dims(embedding_dim, self._several_columns, call)
         keys = _key_type(key_type, call)
         store, optimizer = _check_store(store_options, sum(dims), optimizer, call)
-        self.spec = TableSpec(
+        spec = TableSpec(
             name=_check_name(name, call),
             column_dims=dims,
             key_type=keys,
@@ -168,12 +174,13 @@ class _Embedding:
                 tables, default_initializer, len(dims), call
             ),
             optimizer=optimizer,
-            capacity=store.capacity,
+            capacity=store.capacity or 1,
             padding_idx=_padding_idx(padding_idx, keys, call),
             seed=_whole(seed, "seed", 0, 2**64 - 1, call),
             shared_keys=_is_shared(key_space, call),
             store=store,
         )
+        self.spec = with_cache(spec, call) if spec.is_cached else spec
         self._take_name(call)
 
     def _take_name(self, call: str) -> None:
@@ -200,6 +207,9 @@ class _Embedding:
     def init(self, device: Any = None) -> Table:
         """A new table, empty: every id reads its initial row.
 
+        A cached table has a Store, of which there is one a name: to call this again
+        empties it, and makes tables that were made before stale.
+
         Args:
             device: a ``jax.Device``; None means JAX's default device.
 
@@ -211,7 +221,8 @@ class _Embedding:
                 f"{type(self).__name__}.init(): {self.spec.name!r} is closed; make "
                 "the embedding anew."
             )
-        return init_table(self.spec, device)
+        make = init_cached if self.spec.is_cached else init_table
+        return make(self.spec, device)
 
     def __call__(
         self, table: Table, ids: Any, table_ids: Any = None, *, dtype: Any = jnp.float32
@@ -269,10 +280,16 @@ class _Embedding:
         )
 
     def close(self) -> None:
-        """Gives the name back; tables stay as they are. Twice does no harm."""
+        """Gives the name back; twice does no harm.
+
+        Tables in device memory stay as they are. The Store of a cached table is
+        closed: rows that no snapshot has are gone.
+        """
         with _lock:
-            if _open.get(self.spec.name) is self:
-                del _open[self.spec.name]
+            if _open.get(self.spec.name) is not self:
+                return
+            del _open[self.spec.name]
+        close_cached(self.spec.name)
 
     def __enter__(self) -> Self:
         return self
@@ -289,7 +306,7 @@ class _Embedding:
             f"{type(self).__name__} {spec.name!r}: {spec.num_tables} table(s)\n"
             f"  dim       {dims} float32, {keys} {spec.key_type}{padding}\n"
             f"  optimizer {spec.optimizer!r}\n"
-            f"  store     device memory, {spec.capacity} rows"
+            f"  store     {store_text(spec)}"
         )
 
 
@@ -305,7 +322,9 @@ class MultiTableEmbedding(_Embedding):
             or by name.
         tables: one ``make_table_options`` for each table; by default there is
             one table.
-        store_options: made by ``make_device_mem_store_options``. Required.
+        store_options: made by ``make_device_mem_store_options``,
+            ``make_cached_host_mem_store_options`` or
+            ``make_cached_ssd_store_options``. Required.
         default_initializer: of the one table there is without ``tables``; by
             default normal with standard deviation 0.05.
         padding_idx: an id that reads zeros, gets no gradient and has no row.
@@ -357,7 +376,9 @@ class MultiTableMultiColumnEmbedding(_Embedding):
         key_type: of ids.
         tables: one ``make_table_options`` for each table: with one initializer
             for all columns, or with one ``make_column_options`` a column.
-        store_options: made by ``make_device_mem_store_options``. Required.
+        store_options: made by ``make_device_mem_store_options``,
+            ``make_cached_host_mem_store_options`` or
+            ``make_cached_ssd_store_options``. Required.
         default_initializer: of every column of the one table there is without
             ``tables``.
         padding_idx: an id that reads zeros.

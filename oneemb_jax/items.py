@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from oneemb_jax.cache import store_of
 from oneemb_jax.counters import host_counters
 from oneemb_jax.table import BUCKET_ENTRIES, Table
 
@@ -86,6 +87,16 @@ def _iterate(
     table: Table, batch_size: int, width: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Ids, tables and the first ``width`` words of each row."""
+    yield from _in_device_memory(table, batch_size, width)
+    if table.spec.is_cached:
+        yield from _in_store(table, batch_size, width)
+
+
+def _in_device_memory(
+    table: Table, batch_size: int, width: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Rows of the arrays: all of them, unless the table is cached."""
+    rows = None if table.residency is None else _has_row(table.residency)
     buckets = table.index.shape[0]
     chunk = min(max(1, batch_size // BUCKET_ENTRIES), buckets)
     for start in range(0, buckets, chunk):
@@ -96,12 +107,46 @@ def _iterate(
         used = entries["tags"] != 0
         ids, tables = entries["ids"][used], entries["tables"][used]
         slots = entries["slots"][used]
+        if rows is not None:
+            ids, tables, slots = (x[rows[slots]] for x in (ids, tables, slots))
         for i in range(0, len(slots), batch_size):
             part = slice(i, i + batch_size)
             yield (
                 ids[part].astype(table.spec.key_type),
                 tables[part].astype(np.int32),
                 _words(table, slots[part], batch_size, width),
+            )
+
+
+def _has_row(residency: jax.Array) -> np.ndarray:
+    """Which slots have a row: those that are clean or dirty (core/residency.h)."""
+    return np.array(residency)[:, 1] >= 2
+
+
+def _in_store(
+    table: Table, batch_size: int, width: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Rows of a cached table that its cache does not have."""
+    resident: dict[int, list[np.ndarray]] = {}
+    for ids, tables, _ in _in_device_memory(table, batch_size, 0):
+        for key in np.unique(tables):
+            own = ids[tables == key].astype(np.uint64)
+            resident.setdefault(int(key), []).append(own)
+    sorted_ids = {key: np.sort(np.concatenate(x)) for key, x in resident.items()}
+    for ids, tables, rows in store_of(table, "items").items():
+        new = np.ones(len(ids), bool)
+        for key in np.unique(tables):
+            here, own = tables == key, sorted_ids.get(int(key))
+            if own is not None:
+                at = np.minimum(np.searchsorted(own, ids[here]), len(own) - 1)
+                new[here] = own[at] != ids[here]
+        ids, tables, rows = ids[new], tables[new], rows[new, :width]
+        for i in range(0, len(ids), batch_size):
+            part = slice(i, i + batch_size)
+            yield (
+                ids[part].astype(table.spec.key_type),
+                tables[part].astype(np.int32),
+                rows[part],
             )
 
 
