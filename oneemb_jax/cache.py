@@ -62,9 +62,7 @@ def store_text(spec: TableSpec) -> str:
     if not spec.is_cached:
         return f"device memory, {spec.capacity} rows"
     place = "host memory" if spec.store.kind == "host_mem" else "SSD"
-    return (
-        f"{place} in {spec.store.persistent_path!r}, cache of {spec.capacity} rows"
-    )
+    return f"{place} in {spec.store.persistent_path!r}, cache of {spec.capacity} rows"
 
 
 def with_cache(spec: TableSpec, call: str) -> TableSpec:

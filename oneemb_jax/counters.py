@@ -114,7 +114,11 @@ def stats(table: Table) -> dict[str, int | float]:
         "hit_rate": counters["hits"] / looked_up if looked_up else 0.0,
         "step": int(np.array(table.step)[0]),
         "bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
-        "index_bytes": 4 * (table.index.size + table.clock.size),
+        "index_bytes": sum(
+            4 * leaf.size
+            for leaf in (table.index, table.clock, table.residency)
+            if leaf is not None
+        ),
         "row_bytes": 4 * table.rows.size,
     }
 

@@ -6,7 +6,6 @@ the caller's program passes on.
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -17,127 +16,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from oneemb_jax.cache import close_cached, init_cached, store_text, with_cache
-from oneemb_jax.cached_options import CachedStoreOptions
-from oneemb_jax.ids import WORDS
+from oneemb_jax.embedding_args import (
+    StoreOptions,
+    check_dtype,
+    check_name,
+    check_store,
+    column_dims,
+    is_shared,
+    key_type_name,
+    padding_id,
+    whole_number,
+)
 from oneemb_jax.initializers import Initializer
 from oneemb_jax.lookup import LookupContext, lookup
 from oneemb_jax.optimizers import Optimizer
-from oneemb_jax.options import (
-    DeviceMemStoreOptions,
-    TableOptions,
-    check_row_width,
-    table_initializers,
-)
+from oneemb_jax.options import TableOptions, table_initializers
 from oneemb_jax.spec import TableSpec
 from oneemb_jax.table import Table, check_table, init_table
-
-_OPTIMIZERS = (
-    "sgd, adam, adamw, amsgrad, adagrad, rowwise_adagrad, ftrl, smart_decay_adam, lamb"
-)
-StoreOptions = DeviceMemStoreOptions | CachedStoreOptions
-_KEY_SPACES = ("separate", "shared")
-#: Elements of a row: offsets within it are int32.
-_MOST_COLUMNS = 2**31 - 1
 
 _lock = threading.Lock()
 #: Embeddings by name, as long as they live and are open.
 _open: weakref.WeakValueDictionary[str, _Embedding] = weakref.WeakValueDictionary()
-
-
-def _check_name(name: Any, call: str) -> str:
-    if not isinstance(name, str):
-        raise TypeError(f"{call}(name={name!r}): pass a string.")
-    if not name:
-        raise ValueError(f"{call}(name=''): pass a name.")
-    return name
-
-
-def _check_dtype(dtype: Any, call: str) -> None:
-    if _dtype_name(dtype, "dtype", call) != "float32":
-        raise ValueError(
-            f"{call}(dtype={dtype!r}): rows are float32; pass np.float32, and read "
-            "activations in another type by lookup(dtype=...)."
-        )
-
-
-def _dtype_name(dtype: Any, argument: str, call: str) -> str:
-    try:
-        if dtype is None:  # NumPy takes it for float64
-            raise TypeError("no dtype")
-        return np.dtype(dtype).name
-    except TypeError as error:
-        raise TypeError(
-            f"{call}({argument}={dtype!r}): not a dtype, nor the name of one."
-        ) from error
-
-
-def _key_type(key_type: Any, call: str) -> str:
-    name = _dtype_name(key_type, "key_type", call)
-    if name not in WORDS:
-        raise ValueError(
-            f"{call}(key_type={key_type!r}): use one of {', '.join(WORDS)}."
-        )
-    return name
-
-
-def _whole(value: Any, argument: str, least: int, most: int, call: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{call}({argument}={value!r}): pass a whole number.")
-    if not least <= value <= most:
-        raise ValueError(
-            f"{call}({argument}={value}): pass a number from {least} to {most}."
-        )
-    return int(value)
-
-
-def _column_dims(embedding_dim: Any, several: bool, call: str) -> tuple[int, ...]:
-    if not isinstance(embedding_dim, list | tuple):
-        return (_whole(embedding_dim, "embedding_dim", 1, _MOST_COLUMNS, call),)
-    if not several:
-        raise TypeError(
-            f"{call}(embedding_dim={embedding_dim!r}): pass one number, or use "
-            "MultiTableMultiColumnEmbedding for several columns."
-        )
-    if not embedding_dim:
-        raise ValueError(f"{call}(embedding_dim=[]): pass the width of each column.")
-    most = _MOST_COLUMNS // len(embedding_dim)
-    return tuple(_whole(d, "embedding_dim", 1, most, call) for d in embedding_dim)
-
-
-def _check_store(
-    options: Any, embedding_dim: int, optimizer: Any, call: str
-) -> tuple[StoreOptions, Optimizer]:
-    if not isinstance(options, StoreOptions):
-        raise TypeError(
-            f"{call}(store_options={options!r}): pass what "
-            "oe.make_device_mem_store_options(capacity=...), "
-            "make_cached_host_mem_store_options or make_cached_ssd_store_options "
-            "makes."
-        )
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"{call}(optimizer={optimizer!r}): rows are not updated by optax or by "
-            "name; pass the keyword argument optimizer, which one of these makes: "
-            f"{_OPTIMIZERS}."
-        )
-    check_row_width(options, embedding_dim, optimizer)
-    return options, optimizer
-
-
-def _padding_idx(padding_idx: Any, key_type: str, call: str) -> int | None:
-    if padding_idx is None:
-        return None
-    limits = np.iinfo(key_type)
-    least, most = int(limits.min), int(limits.max)
-    return _whole(padding_idx, "padding_idx", least, most, call)
-
-
-def _is_shared(key_space: Any, call: str) -> bool:
-    if key_space not in _KEY_SPACES:
-        raise ValueError(
-            f"{call}(key_space={key_space!r}): use one of {', '.join(_KEY_SPACES)}."
-        )
-    return key_space == "shared"
 
 
 class _Embedding:
@@ -162,12 +61,12 @@ class _Embedding:
         key_space: str = "separate",
     ) -> None:
         call = type(self).__name__
-        _check_dtype(dtype, call)
-        dims = _column_dims(embedding_dim, self._several_columns, call)
-        keys = _key_type(key_type, call)
-        store, optimizer = _check_store(store_options, sum(dims), optimizer, call)
+        check_dtype(dtype, call)
+        dims = column_dims(embedding_dim, self._several_columns, call)
+        keys = key_type_name(key_type, call)
+        store, optimizer = check_store(store_options, sum(dims), optimizer, call)
         spec = TableSpec(
-            name=_check_name(name, call),
+            name=check_name(name, call),
             column_dims=dims,
             key_type=keys,
             initializers=table_initializers(
@@ -175,9 +74,9 @@ class _Embedding:
             ),
             optimizer=optimizer,
             capacity=store.capacity or 1,
-            padding_idx=_padding_idx(padding_idx, keys, call),
-            seed=_whole(seed, "seed", 0, 2**64 - 1, call),
-            shared_keys=_is_shared(key_space, call),
+            padding_idx=padding_id(padding_idx, keys, call),
+            seed=whole_number(seed, "seed", 0, 2**64 - 1, call),
+            shared_keys=is_shared(key_space, call),
             store=store,
         )
         self.spec = with_cache(spec, call) if spec.is_cached else spec

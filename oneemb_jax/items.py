@@ -127,27 +127,32 @@ def _in_store(
     table: Table, batch_size: int, width: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Rows of a cached table that its cache does not have."""
-    resident: dict[int, list[np.ndarray]] = {}
-    for ids, tables, _ in _in_device_memory(table, batch_size, 0):
-        for key in np.unique(tables):
-            own = ids[tables == key].astype(np.uint64)
-            resident.setdefault(int(key), []).append(own)
-    sorted_ids = {key: np.sort(np.concatenate(x)) for key, x in resident.items()}
+    cached = _cached_ids(table, batch_size)
     for ids, tables, rows in store_of(table, "items").items():
-        new = np.ones(len(ids), bool)
+        below = np.ones(len(ids), bool)
         for key in np.unique(tables):
-            here, own = tables == key, sorted_ids.get(int(key))
+            here, own = tables == key, cached.get(int(key))
             if own is not None:
                 at = np.minimum(np.searchsorted(own, ids[here]), len(own) - 1)
-                new[here] = own[at] != ids[here]
-        ids, tables, rows = ids[new], tables[new], rows[new, :width]
-        for i in range(0, len(ids), batch_size):
-            part = slice(i, i + batch_size)
+                below[here] = own[at] != ids[here]
+        chosen = np.flatnonzero(below)
+        for i in range(0, len(chosen), batch_size):
+            part = chosen[i : i + batch_size]
             yield (
                 ids[part].astype(table.spec.key_type),
                 tables[part].astype(np.int32),
-                rows[part],
+                rows[part, :width],
             )
+
+
+def _cached_ids(table: Table, batch_size: int) -> dict[int, np.ndarray]:
+    """By table, the sorted ids of the rows in the cache."""
+    found: dict[int, list[np.ndarray]] = {}
+    for ids, tables, _ in _in_device_memory(table, batch_size, 0):
+        for key in np.unique(tables):
+            own = ids[tables == key].astype(np.uint64)
+            found.setdefault(int(key), []).append(own)
+    return {key: np.sort(np.concatenate(own)) for key, own in found.items()}
 
 
 def _words(table: Table, slots: np.ndarray, batch_size: int, width: int) -> np.ndarray:

@@ -343,9 +343,7 @@ def make_device_mem_store_options(
     )
 
 
-def check_row_width(
-    options: Any, embedding_dim: int, optimizer: Optimizer
-) -> None:
+def check_row_width(options: Any, embedding_dim: int, optimizer: Optimizer) -> None:
     """Checks ``size_factor`` and ``storage_dim`` against the optimizer.
 
     Both are OneFlow's way to say how wide a row is. The optimizer says that here,

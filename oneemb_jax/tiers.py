@@ -134,10 +134,10 @@ def prefetch(table: Table, ids: Any, table_ids: Any = None) -> Table:
 @jax.jit
 def _flush(table: Table) -> list[jax.Array]:
     arrays = [getattr(table, name) for name in CACHED_ARRAYS]
-    changed = (table.residency, table.generation)
+    shapes = ((table.capacity, 2), (1,))
     return _ffi.call(
         "oneemb_flush",
-        [jax.ShapeDtypeStruct(np.shape(a), np.dtype(np.uint32)) for a in changed],
+        [jax.ShapeDtypeStruct(shape, np.dtype(np.uint32)) for shape in shapes],
         *arrays,
         **table.spec.attributes(),
     )

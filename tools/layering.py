@@ -27,7 +27,7 @@ LAYERS = (
     ("optimizers", "oneflow_reader", "oneflow_writer", "oneflow_rows"),
     ("options", "oneflow_verify"),
     ("cached_options",),
-    ("_ffi", "spec"),
+    ("_ffi", "spec", "embedding_args"),
     ("table", "store"),
     ("cache",),
     ("counters", "lookup"),

@@ -16,8 +16,8 @@
 #include <utility>
 #include <vector>
 
-#include "store/open_store.h"
 #include "store/store.h"
+#include "store/table_store.h"
 
 namespace nb = nanobind;
 
@@ -353,7 +353,7 @@ void AddStoreClass(nb::module_& m) {
 
 // Figures of the Store that a cached table has: None without one.
 nb::object StoreOfTable(const std::string& name) {
-  const std::shared_ptr<OpenStore> store = FindStore(name);
+  const std::shared_ptr<TableStore> store = FindStore(name);
   if (store == nullptr) return nb::none();
   const TierFigures& figures = store->figures();
   nb::dict dict;
@@ -389,14 +389,14 @@ void AddTableStores(nb::module_& m) {
   m.def(
       "take_store_error",
       [](const std::string& name) {
-        const std::shared_ptr<OpenStore> store = FindStore(name);
+        const std::shared_ptr<TableStore> store = FindStore(name);
         if (store != nullptr) Raise(store->TakeError());
       },
       "Raises, once, what a table's Store could not do.");
   m.def(
       "reset_store_figures",
       [](const std::string& name) {
-        const std::shared_ptr<OpenStore> store = FindStore(name);
+        const std::shared_ptr<TableStore> store = FindStore(name);
         if (store != nullptr) store->figures().Reset();
       },
       "Counts of a table's Store from zero.");

@@ -30,12 +30,15 @@ class History {
   uint32_t generation() const { return generation_; }
 
   // May `operation` be done on a table of this generation? `digest` tells apart
-  // what it is done with.
+  // what it is done with, `run` is the execution of a compiled program that it
+  // is part of.
   //
-  // To stage again is safe as long as the Store has the same rows for the keys
-  // that the table lacks: until rows that changed since have been moved.
-  Standing Judge(uint32_t generation, Operation operation,
-                 uint64_t digest) const {
+  // To stage again is fine until rows change. Within one execution, where an
+  // operation may be done again for the sake of memory, it is fine as long as
+  // the Store has the same rows for the keys that the table lacks: until rows
+  // that changed have been moved.
+  Standing Judge(uint32_t generation, Operation operation, uint64_t digest,
+                 int64_t run) const {
     const uint32_t behind = generation_ - generation;
     if (behind == 0) return Standing::kCurrent;
     if (behind > kKept || operation != Operation::kStage) {
@@ -47,10 +50,13 @@ class History {
     }
     bool changed = false;
     for (uint32_t g = generation + 1; g != generation_; ++g) {
-      const Operation later = At(g).operation;
-      if (changed && later != Operation::kUpdate) return Standing::kStale;
-      changed = changed || later == Operation::kUpdate;
-      if (later == Operation::kWrite) return Standing::kStale;
+      const Record& later = At(g);
+      const bool update = later.operation == Operation::kUpdate;
+      if (later.operation == Operation::kWrite || (changed && !update) ||
+          (update && later.run != run)) {
+        return Standing::kStale;
+      }
+      changed = changed || update;
     }
     return Standing::kRecomputed;
   }

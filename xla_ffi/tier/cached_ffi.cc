@@ -27,7 +27,7 @@ constexpr size_t kWritten = 7;  // all but the nonce
 struct Arguments {
   RulesHolder holder;
   std::vector<ffi::AnyBuffer> buffers;
-  std::shared_ptr<OpenStore> store;
+  std::shared_ptr<TableStore> store;
   TableView view{};
   uint64_t nonce = 0;
   uint32_t* generation = nullptr;
@@ -39,7 +39,7 @@ struct Arguments {
 };
 
 ffi::Error FindTheStore(const ffi::Dictionary& attributes,
-                        std::shared_ptr<OpenStore>* store) {
+                        std::shared_ptr<TableStore>* store) {
   const auto name = attributes.get<std::string_view>("store");
   if (name.has_error()) {
     return ffi::Error::InvalidArgument("attribute store: " +

@@ -9,7 +9,7 @@
 #include "cpu/memory.h"
 #include "cpu/table_ops.h"
 #include "cpu/tier.h"
-#include "store/open_store.h"
+#include "store/table_store.h"
 
 namespace oneemb {
 namespace {
@@ -195,7 +195,8 @@ TableStamp Stamp(const CachedTable& table) {
 // Store's operations() is held.
 bool MayChange(const CachedTable& table, Operation operation) {
   if (table.store != nullptr &&
-      table.store->Judge(Stamp(table), operation, 0) == Standing::kCurrent) {
+      table.store->Judge(Stamp(table), operation, 0, table.run) ==
+          Standing::kCurrent) {
     return true;
   }
   ++table.view.counters[kStale];
@@ -229,7 +230,7 @@ void WriteStagedRows(const CachedTable& table, const IdsView& ids,
 
 }  // namespace
 
-std::shared_ptr<OpenStore> StoreOf(const std::string& name) {
+std::shared_ptr<TableStore> StoreOf(const std::string& name) {
   return FindStore(name);
 }
 
@@ -242,7 +243,7 @@ bool Stage(Parallel* parallel, const CachedTable& table, const IdsView& ids) {
   }
   const MutexLock lock(table.store->operations());
   const Standing standing =
-      table.store->Judge(Stamp(table), Operation::kStage, digest);
+      table.store->Judge(Stamp(table), Operation::kStage, digest, table.run);
   if (standing == Standing::kStale) {
     ++table.view.counters[kStale];
     return true;
@@ -338,7 +339,7 @@ void Flush(const CachedTable& table, SlotResidency* residency,
   const auto most =
       static_cast<size_t>(std::max<int64_t>(1, kFlushBytes / row_bytes));
   const MutexLock lock(table.store->operations());
-  if (table.store->Judge(Stamp(table), Operation::kFlush, 0) !=
+  if (table.store->Judge(Stamp(table), Operation::kFlush, 0, table.run) !=
       Standing::kCurrent) {
     return;
   }

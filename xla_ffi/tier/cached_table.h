@@ -16,19 +16,19 @@
 
 namespace oneemb {
 
-class OpenStore;
+class TableStore;
 
 struct CachedTable {
   TableView view;
   const TableRules& rules;
-  std::shared_ptr<OpenStore> store;  // null when the table's name has none
+  std::shared_ptr<TableStore> store;  // null when the table's name has none
   uint64_t nonce;
   uint32_t* generation;
   int64_t run;  // the execution of a compiled program that this is part of
 };
 
 // The Store of the table of a name, or null.
-std::shared_ptr<OpenStore> StoreOf(const std::string& name);
+std::shared_ptr<TableStore> StoreOf(const std::string& name);
 
 // Gives every key of the batch a slot: with its row, or reserved for it. A key
 // whose row cannot be read, or for which there is no room because rows cannot

@@ -1,4 +1,4 @@
-#include "store/open_store.h"
+#include "store/table_store.h"
 
 #include <map>
 #include <random>
@@ -9,7 +9,7 @@ namespace {
 
 struct Registry {
   Mutex mutex;
-  std::map<std::string, std::shared_ptr<OpenStore>> stores
+  std::map<std::string, std::shared_ptr<TableStore>> stores
       ONEEMB_GUARDED_BY(mutex);
 };
 
@@ -38,48 +38,48 @@ void TierFigures::Reset() {
   stale = 0;
 }
 
-uint32_t OpenStore::generation() const {
+uint32_t TableStore::generation() const {
   const MutexLock lock(mutex_);
   return history_.generation();
 }
 
-Standing OpenStore::Judge(TableStamp stamp, Operation operation,
-                          uint64_t digest) const {
+Standing TableStore::Judge(TableStamp stamp, Operation operation,
+                           uint64_t digest, int64_t run) const {
   if (stamp.nonce != nonce_) return Standing::kStale;
   const MutexLock lock(mutex_);
-  return history_.Judge(stamp.generation, operation, digest);
+  return history_.Judge(stamp.generation, operation, digest, run);
 }
 
-bool OpenStore::MayRead(TableStamp stamp, int64_t run) const {
+bool TableStore::MayRead(TableStamp stamp, int64_t run) const {
   if (stamp.nonce != nonce_) return false;
   const MutexLock lock(mutex_);
   return history_.MayRead(stamp.generation, run);
 }
 
-void OpenStore::Advance(Operation operation, uint64_t digest, int64_t run) {
+void TableStore::Advance(Operation operation, uint64_t digest, int64_t run) {
   const MutexLock lock(mutex_);
   history_.Advance(operation, digest, run);
 }
 
-void OpenStore::Report(const Status& status) {
+void TableStore::Report(const Status& status) {
   const MutexLock lock(mutex_);
   if (error_.ok()) error_ = status;
 }
 
-Status OpenStore::TakeError() {
+Status TableStore::TakeError() {
   const MutexLock lock(mutex_);
   return std::exchange(error_, Status());
 }
 
 uint64_t AttachStore(const std::string& name, std::shared_ptr<Store> store) {
-  const auto fresh = std::make_shared<OpenStore>(std::move(store), NewNonce());
+  const auto fresh = std::make_shared<TableStore>(std::move(store), NewNonce());
   Registry& registry = TheRegistry();
   const MutexLock lock(registry.mutex);
   registry.stores[name] = fresh;
   return fresh->nonce();
 }
 
-std::shared_ptr<OpenStore> FindStore(const std::string& name) {
+std::shared_ptr<TableStore> FindStore(const std::string& name) {
   Registry& registry = TheRegistry();
   const MutexLock lock(registry.mutex);
   const auto found = registry.stores.find(name);
@@ -87,7 +87,7 @@ std::shared_ptr<OpenStore> FindStore(const std::string& name) {
 }
 
 void DetachStore(const std::string& name, uint64_t nonce) {
-  std::shared_ptr<OpenStore> gone;  // goes after the lock: it may take a while
+  std::shared_ptr<TableStore> gone;  // goes after the lock: it may take a while
   Registry& registry = TheRegistry();
   const MutexLock lock(registry.mutex);
   const auto found = registry.stores.find(name);

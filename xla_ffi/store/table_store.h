@@ -33,12 +33,12 @@ struct TableStamp {
 };
 
 // Thread-safe.
-class OpenStore {
+class TableStore {
  public:
-  OpenStore(std::shared_ptr<Store> store, uint64_t nonce)
+  TableStore(std::shared_ptr<Store> store, uint64_t nonce)
       : nonce_(nonce), store_(std::move(store)) {}
-  OpenStore(const OpenStore&) = delete;
-  OpenStore& operator=(const OpenStore&) = delete;
+  TableStore(const TableStore&) = delete;
+  TableStore& operator=(const TableStore&) = delete;
 
   uint64_t nonce() const { return nonce_; }
   Store* store() const { return store_.get(); }
@@ -48,7 +48,8 @@ class OpenStore {
   Mutex& operations() { return operations_; }
 
   uint32_t generation() const;
-  Standing Judge(TableStamp stamp, Operation operation, uint64_t digest) const;
+  Standing Judge(TableStamp stamp, Operation operation, uint64_t digest,
+                 int64_t run) const;
   bool MayRead(TableStamp stamp, int64_t run) const;
   void Advance(Operation operation, uint64_t digest, int64_t run);
 
@@ -73,7 +74,7 @@ class OpenStore {
 // stale from now on. Returns a nonce that no other Store has.
 uint64_t AttachStore(const std::string& name, std::shared_ptr<Store> store);
 // Null when there is none.
-std::shared_ptr<OpenStore> FindStore(const std::string& name);
+std::shared_ptr<TableStore> FindStore(const std::string& name);
 // Lets go of the Store of `name` if it has this nonce.
 void DetachStore(const std::string& name, uint64_t nonce);
 
