@@ -37,6 +37,7 @@ class TableStore {
  public:
   TableStore(std::shared_ptr<Store> store, uint64_t nonce)
       : nonce_(nonce), store_(std::move(store)) {}
+  ~TableStore() = default;
   TableStore(const TableStore&) = delete;
   TableStore& operator=(const TableStore&) = delete;
 

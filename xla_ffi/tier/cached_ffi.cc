@@ -81,6 +81,7 @@ ffi::Error Decode(const ffi::RemainingArgs& args,
 ffi::Error CheckTableInPlace(const char* call, const Arguments& arguments,
                              const ffi::RemainingRets& results) {
   std::vector<const ffi::AnyBuffer*> in_place;
+  in_place.reserve(kWritten);
   for (size_t i = 0; i < kWritten; ++i) {
     in_place.push_back(&arguments.buffers[i]);
   }
@@ -104,6 +105,7 @@ ffi::Error Run(const char* call, const Body& body) {
   try {
     memory = body();
   } catch (const std::bad_alloc&) {
+    memory = false;
   }
   if (memory) return ffi::Error::Success();
   return ffi::Error(ffi::ErrorCode::kResourceExhausted,

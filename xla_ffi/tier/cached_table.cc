@@ -14,7 +14,7 @@
 namespace oneemb {
 namespace {
 
-// Rows that are copied at once at least, and written to the Store at most.
+// Rows that a task copies at least, and bytes written to the Store at most.
 constexpr int64_t kCopyGrain = 256;
 constexpr int64_t kFlushBytes = int64_t{8} << 20;
 
@@ -36,19 +36,13 @@ bool Digest(const IdsView& ids, uint64_t* digest) {
   return true;
 }
 
-// Copies rows one by one, on several threads: from(i) to to(i), unless from(i)
-// is null.
-template <class From, class To>
-void CopyRows(Parallel* parallel, int64_t count, int64_t row_bytes,
-              const From& from, const To& to) {
+// Calls body(i) for every row, on several threads.
+template <class Body>
+void ForRows(Parallel* parallel, int64_t count, const Body& body) {
   const int64_t tasks = NumTasks(*parallel, count, kCopyGrain);
   parallel->Run(tasks, [&](int64_t task) {
     const Range range = TaskRange(count, task, tasks);
-    for (int64_t i = range.begin; i < range.end; ++i) {
-      const void* const row = from(i);
-      if (row == nullptr) continue;
-      std::memcpy(to(i), row, static_cast<size_t>(row_bytes));
-    }
+    for (int64_t i = range.begin; i < range.end; ++i) body(i);
   });
 }
 
@@ -137,10 +131,11 @@ class Staging {
     for (size_t i = 0; i < dirty.size(); ++i) {
       keys[i] = SlotKey(view_, dirty[i]);
     }
-    CopyRows(
-        parallel_, count, row_bytes_,
-        [&](int64_t i) { return view_.Row(dirty[static_cast<size_t>(i)]); },
-        [&](int64_t i) { return rows.As<char>() + i * row_bytes_; });
+    ForRows(parallel_, count, [&](int64_t i) {
+      std::memcpy(rows.As<char>() + i * row_bytes_,
+                  view_.Row(dirty[static_cast<size_t>(i)]),
+                  static_cast<size_t>(row_bytes_));
+    });
     const Status status =
         table_.store->store()->Put(Span(keys), rows.As<char>());
     if (!status.ok()) table_.store->Report(status);
@@ -157,13 +152,12 @@ class Staging {
                found[from] == kRowFound ? kSlotClean : kSlotReserved,
                static_cast<uint32_t>(now_));
     }
-    CopyRows(
-        parallel_, static_cast<int64_t>(count), row_bytes_,
-        [&](int64_t i) {
-          const int64_t from = admitted_[static_cast<size_t>(i)];
-          return found[from] == kRowFound ? rows + from * row_bytes_ : nullptr;
-        },
-        [&](int64_t i) { return view_.Row(slots_[static_cast<size_t>(i)]); });
+    ForRows(parallel_, static_cast<int64_t>(count), [&](int64_t i) {
+      const int64_t from = admitted_[static_cast<size_t>(i)];
+      if (found[from] != kRowFound) return;
+      std::memcpy(view_.Row(slots_[static_cast<size_t>(i)]),
+                  rows + from * row_bytes_, static_cast<size_t>(row_bytes_));
+    });
   }
 
   void AddFigures(int64_t resident) const {
