@@ -226,8 +226,19 @@ class Store:
         """
         self._store.delete(name)
 
+    def attach(self, name: str) -> int:
+        """Makes this the Store of the cached table of that name.
+
+        Returns:
+            A nonce that no other Store has: the table's arrays carry it.
+        """
+        return native.attach_store(name, self._store)
+
     def close(self) -> None:
-        """Gives the folder back; rows that no snapshot has are gone."""
+        """Gives the folder back; rows that no snapshot has are gone.
+
+        A Store that a cached table has stays open until that is let go of, too.
+        """
         self._store.close()
 
     def __enter__(self) -> Self:

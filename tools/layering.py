@@ -26,10 +26,12 @@ LAYERS = (
     ("ids", "initializers", "optimizer", "oneflow_format"),
     ("optimizers", "oneflow_reader", "oneflow_writer", "oneflow_rows"),
     ("options", "oneflow_verify"),
-    ("_ffi", "spec"),
+    ("cached_options",),
+    ("_ffi", "spec", "embedding_args"),
     ("table", "store"),
+    ("cache",),
     ("counters", "lookup"),
-    ("sparse_grad",),
+    ("sparse_grad", "tiers"),
     ("update",),
     ("grad", "host", "items", "exchange", "snapshot"),
     ("embedding", "scheduler"),
@@ -50,10 +52,11 @@ INCLUDES = {
     "xla_ffi/cpu": {"core", "cpu"},
     "xla_ffi/ffi": {"core", "ffi"},
     "xla_ffi/store": {"core", "store"},
+    "xla_ffi/tier": {"core", "cpu", "store", "tier"},
     "cuda": {"core", "cuda"},
-    "tests/cpp": {"core", "cpu", "store"},
+    "tests/cpp": {"core", "cpu", "store", "tier"},
 }
-MODULE_INCLUDES = {"core", "cpu", "store", "cuda", "store_module.h"}
+MODULE_INCLUDES = {"core", "cpu", "store", "tier", "cuda", "store_module.h"}
 # The sources that know Python.
 MODULE_FILES = {
     f"xla_ffi/{n}" for n in ("module.cc", "store_module.cc", "store_module.h")

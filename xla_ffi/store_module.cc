@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "store/store.h"
+#include "store/table_store.h"
 
 namespace nb = nanobind;
 
@@ -204,6 +205,9 @@ class StoreHandle {
   StoreHandle(const StoreHandle&) = delete;
   StoreHandle& operator=(const StoreHandle&) = delete;
 
+  // The Store, for a cached table as well.
+  std::shared_ptr<Store> Share() const { return Use(); }
+
   void Close() {
     std::shared_ptr<Store> store = std::move(store_);
     const nb::gil_scoped_release released;
@@ -349,6 +353,57 @@ void AddStoreClass(nb::module_& m) {
       .def("delete", &StoreHandle::Delete);
 }
 
+// Figures of the Store that a cached table has: None without one.
+nb::object StoreOfTable(const std::string& name) {
+  const std::shared_ptr<TableStore> store = FindStore(name);
+  if (store == nullptr) return nb::none();
+  const TierFigures& figures = store->figures();
+  nb::dict dict;
+  dict["nonce"] = store->nonce();
+  dict["generation"] = store->generation();
+  dict["cache_hits"] = figures.hits.load();
+  dict["cache_misses"] = figures.misses.load();
+  dict["victims"] = figures.victims.load();
+  dict["write_backs"] = figures.write_backs.load();
+  dict["unstaged"] = figures.unstaged.load();
+  dict["stale"] = figures.stale.load();
+  return dict;
+}
+
+void AddTableStores(nb::module_& m) {
+  m.def(
+      "attach_store",
+      [](const std::string& name, const StoreHandle& store) {
+        const std::shared_ptr<Store> shared = store.Share();
+        const nb::gil_scoped_release released;
+        return AttachStore(name, shared);
+      },
+      "Makes a Store the one of a table's name; a nonce.");
+  m.def(
+      "detach_store",
+      [](const std::string& name, uint64_t nonce) {
+        const nb::gil_scoped_release released;
+        DetachStore(name, nonce);
+      },
+      "Lets go of a table's Store.");
+  m.def("store_of_table", &StoreOfTable,
+        "Figures of a table's Store, or None.");
+  m.def(
+      "take_store_error",
+      [](const std::string& name) {
+        const std::shared_ptr<TableStore> store = FindStore(name);
+        if (store != nullptr) Raise(store->TakeError());
+      },
+      "Raises, once, what a table's Store could not do.");
+  m.def(
+      "reset_store_figures",
+      [](const std::string& name) {
+        const std::shared_ptr<TableStore> store = FindStore(name);
+        if (store != nullptr) store->figures().Reset();
+      },
+      "Counts of a table's Store from zero.");
+}
+
 }  // namespace
 
 void AddStore(nb::module_& m) {
@@ -357,6 +412,7 @@ void AddStore(nb::module_& m) {
       .def("__iter__", [](nb::handle self) { return self; })
       .def("__next__", &Rows::Next);
   AddStoreClass(m);
+  AddTableStores(m);
 }
 
 }  // namespace oneemb
