@@ -52,10 +52,20 @@ INCLUDES = {
     "cuda": {"core", "cuda"},
     "tests/cpp": {"core", "cpu", "store"},
 }
-MODULE_INCLUDES = {"core", "cpu", "store", "cuda", "store_module.h"}
+MODULE_INCLUDES = {
+    "core", "cpu", "store", "cuda", "store_arrays.h", "store_module.h"
+}  # fmt: skip
 # The sources that know Python.
 MODULE_FILES = {
-    f"xla_ffi/{n}" for n in ("module.cc", "store_module.cc", "store_module.h")
+    f"xla_ffi/{name}"
+    for name in (
+        "module.cc",
+        "snapshot_module.cc",
+        "store_arrays.cc",
+        "store_arrays.h",
+        "store_module.cc",
+        "store_module.h",
+    )
 }
 # The side of a folder that knows XLA, besides every *_ffi.cc and *_ffi.h.
 FFI_HEADERS = {"ffi_util", "handlers"}
