@@ -48,6 +48,7 @@ from oneemb_jax.options import (
 )
 from oneemb_jax.options import make_table as make_table
 from oneemb_jax.options import make_table_options as make_table_options
+from oneemb_jax.snapshot import save_snapshot as save_snapshot
 from oneemb_jax.sparse_grad import SparseGrad as SparseGrad
 from oneemb_jax.spec import TableSpec as TableSpec
 from oneemb_jax.table import Table as Table
@@ -94,6 +95,7 @@ __all__ = [
     "prefetch",
     "reset_counters",
     "rowwise_adagrad",
+    "save_snapshot",
     "set_rows",
     "sgd",
     "size",

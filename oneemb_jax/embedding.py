@@ -25,6 +25,7 @@ from oneemb_jax.options import (
     check_row_width,
     table_initializers,
 )
+from oneemb_jax.snapshot_methods import SnapshotMethods
 from oneemb_jax.spec import TableSpec
 from oneemb_jax.table import Table, check_table, init_table
 
@@ -134,7 +135,7 @@ def _is_shared(key_space: Any, call: str) -> bool:
     return key_space == "shared"
 
 
-class _Embedding:
+class _Embedding(SnapshotMethods):
     """What the two public classes share: everything but how many columns."""
 
     _several_columns: ClassVar[bool]
@@ -206,12 +207,14 @@ class _Embedding:
         Raises:
             ValueError: if the embedding is closed.
         """
+        self._check_open(f"{type(self).__name__}.init()")
+        return init_table(self.spec, device)
+
+    def _check_open(self, call: str) -> None:
         if _open.get(self.spec.name) is not self:
             raise ValueError(
-                f"{type(self).__name__}.init(): {self.spec.name!r} is closed; make "
-                "the embedding anew."
+                f"{call}: {self.spec.name!r} is closed; make the embedding anew."
             )
-        return init_table(self.spec, device)
 
     def __call__(
         self, table: Table, ids: Any, table_ids: Any = None, *, dtype: Any = jnp.float32

@@ -235,7 +235,9 @@ def _empty_arrays(spec: TableSpec, capacity: int) -> list[jax.Array]:
     return _ffi.call("oneemb_create", array_shapes(spec, capacity), **spec.attributes())
 
 
-def init_table(spec: TableSpec, device: Any = None) -> Table:
+def init_table(
+    spec: TableSpec, device: Any = None, capacity: int | None = None
+) -> Table:
     """An empty table of ``spec.capacity`` rows.
 
     Memory of rows is taken from the system as rows appear.
@@ -244,12 +246,13 @@ def init_table(spec: TableSpec, device: Any = None) -> Table:
         spec: what to make.
         device: a ``jax.Device``, which the table then is committed to; None means
             JAX's default device.
+        capacity: another number of rows than the spec's.
     """
     if not isinstance(device, jax.Device | None):
         raise TypeError(
             f"init(device={device!r}): pass a jax.Device, such as jax.devices()[0]."
         )
-    capacity = check_capacity(spec.capacity, "init")
+    capacity = check_capacity(capacity or spec.capacity, "init")
     constant = spec.optimizer.learning_rate
     rate = np.float32(0.0 if callable(constant) else constant)
     # default_device(None) would undo a default that the caller has set.

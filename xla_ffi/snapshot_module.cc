@@ -1,7 +1,5 @@
 // Snapshots for Python, without an open Store: read anywhere, written as a
 // stream, so that no index of their rows is ever in memory.
-#include "store/snapshot.h"
-
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
@@ -15,6 +13,7 @@
 #include <vector>
 
 #include "store/folder.h"
+#include "store/snapshot.h"
 #include "store_arrays.h"
 #include "store_module.h"
 
@@ -78,18 +77,16 @@ class SnapshotStream {
     if (keys.empty()) return;
     const SsdTierOptions ssd;
     const SegmentLayout layout = LayoutFor(row_bytes_);
-    const SegmentWriterOptions options{env_.get(),
-                                       "",
-                                       layout,
-                                       layout.SlotsIn(segment_bytes_),
-                                       ssd.write_bytes,
-                                       ssd.write_depth,
-                                       &next_number_};
+    const SegmentWriterOptions options{
+        env_.get(),      "",
+        layout,          layout.SlotsIn(segment_bytes_),
+        ssd.write_bytes, ssd.write_depth,
+        &next_number_};
     RunReleased([&]() -> Status {
       const std::lock_guard<std::mutex> lock(mutex_);
       ONEEMB_RETURN_IF_ERROR(CheckOpen());
-      Status added = writer_->AddRows(options, Span(keys),
-                                      reinterpret_cast<const char*>(rows.data()));
+      Status added = writer_->AddRows(
+          options, Span(keys), reinterpret_cast<const char*>(rows.data()));
       if (!added.ok()) Finish();
       return added;
     });

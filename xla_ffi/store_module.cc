@@ -1,5 +1,5 @@
 // The Store for Python.
-#include "store/store.h"
+#include "store_module.h"
 
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
@@ -11,8 +11,8 @@
 #include <utility>
 #include <vector>
 
+#include "store/store.h"
 #include "store_arrays.h"
-#include "store_module.h"
 
 namespace oneemb {
 namespace {
