@@ -47,9 +47,8 @@ def _stored_rows(table: Table) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndar
     row_bytes = 4 * table.spec.row_words
     batch = min(65536, max(1, _BATCH_BYTES // row_bytes))
     for ids, tables, rows in raw_items(table, batch):
-        unsigned = ids.view(f"u{ids.dtype.itemsize}").astype(np.uint64)
         whole = np.ascontiguousarray(rows).view(np.uint8)
-        yield unsigned, tables.astype(np.uint16), whole
+        yield files.as_ids(ids), tables.astype(np.uint16), whole
 
 
 def write_table(table: Table, folder: str, name: str, call: str) -> str:
@@ -110,11 +109,8 @@ def save_snapshot(table: Table, name: str) -> str:
 
 
 def _id_words(ids: np.ndarray, spec: TableSpec, folder: str) -> np.ndarray:
-    if spec.id_words == 2:
-        return ids.view(np.uint32).reshape(-1, 2)
-    if ids.size and int(ids.max()) >= 2**32:
-        raise ValueError(f"{folder}: id {ids.max()} is none of key type int32.")
-    return ids.astype(np.uint32).reshape(-1, 1)
+    keys = files.as_keys(ids, spec.key_type, folder)
+    return keys.view(np.uint32).reshape(-1, spec.id_words)
 
 
 def _add_rows(table: Table, part: Part) -> Table:

@@ -12,6 +12,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from oneemb_jax import manifest as mf
 from oneemb_jax._ffi import native
 from oneemb_jax.spec import TableSpec
@@ -162,6 +164,19 @@ def _same_table(folder: str, first: str) -> bool:
     ranks = [_RANK.fullmatch(os.path.basename(path)) for path in (folder, first)]
     numbers = [match[2] for match in ranks if match]
     return len(numbers) < 2 or numbers[0] == numbers[1]
+
+
+def as_ids(keys: np.ndarray) -> np.ndarray:
+    """Keys of any key type as the store has them: uint64, zero-extended."""
+    return keys.view(f"u{keys.dtype.itemsize}").astype(np.uint64)
+
+
+def as_keys(ids: np.ndarray, key_type: str, folder: str) -> np.ndarray:
+    """Undoes ``as_ids``; ValueError if an id of 64 bits is no key of 32."""
+    dtype = np.dtype(key_type)
+    if dtype.itemsize == 4 and ids.size and int(ids.max()) >= 2**32:
+        raise ValueError(f"{folder}: id {ids.max()} is no key of type {key_type}.")
+    return ids.astype(f"u{dtype.itemsize}").view(dtype)
 
 
 def located(spec: TableSpec, name: Any, call: str) -> list[str]:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import oneemb_jax as oe
 from oneemb_jax import snapshot as snapshot_module
+from oneemb_jax._ffi import native
 from oneemb_jax.store import Store, StoreError
 from snapshots import OPTIMIZERS, UNIFORM, assert_same, contents, embedding, train
 
@@ -377,22 +378,24 @@ def test_a_store_loads_the_rows_of_a_table(tmp_path):
     assert rows == contents(table)
 
 
-def test_parts_that_do_not_fit_together(tmp_path):
+def test_rows_that_the_description_does_not_fit(tmp_path):
     """A snapshot's own words may be right and its rows not what they say."""
-    with embedding(tmp_path / "a") as emb:
-        table = train(emb.init(), 0, 1)
-        words = Store(tmp_path / "a" / "0-1", 48)
-        words.close()
-        saved = emb.save_snapshot(table, "one")
+    with embedding(tmp_path / "a", padding_idx=5) as emb:
+        saved = emb.save_snapshot(train(emb.init(), 0, 1), "one")
         user = snapshot_module.files.open_part(saved).reader.user
-        for name, ids, of in [("twice", [1], [1]), ("wide", [1], [0])]:
-            width = 48 if name == "twice" else 44
-            with Store(tmp_path / name / "0-1", width) as store:
-                store.put(ids, np.ones((1, width // 4), np.uint32), of)
-                store.save_snapshot("one", user)
-            folder = tmp_path / name / "0-1" / "snap" / "one"
-            with pytest.raises(ValueError, match=r"table 1|rows of 44 bytes"):
-                emb.load_snapshot(folder)
+        for name, ids, tables, width, words in [
+            ("table", [1, 2], [0, 1], 48, "a row of table 1; there are 1"),
+            ("width", [1], [0], 44, "rows of 44 bytes, but its table has"),
+            ("twice", [1, 2, 1], [0, 0, 0], 48, "1 of its rows have the key of"),
+            ("padding", [1, 5], [0, 0], 48, "1 of its rows have the key of"),
+        ]:
+            root = os.fsencode(tmp_path / name)
+            writer = native.SnapshotWriter(root, "one", width, 1 << 20)
+            rows = np.ones((len(ids), width), np.uint8)
+            writer.write(np.array(ids, np.uint64), np.array(tables, np.uint16), rows)
+            writer.commit(user)
+            with pytest.raises(ValueError, match=words):
+                emb.load_snapshot(tmp_path / name / "snap" / "one")
 
 
 def test_init_starts_empty_and_keeps_snapshots(tmp_path):

@@ -31,7 +31,7 @@ LAYERS = (
     ("counters", "lookup", "manifest"),
     ("sparse_grad", "snapshot_files"),
     ("update",),
-    ("grad", "host", "items", "exchange"),
+    ("grad", "host", "items", "exchange", "persistent_table"),
     ("snapshot",),
     ("snapshot_methods",),
     ("embedding", "scheduler"),
