@@ -54,6 +54,8 @@ from oneemb_jax.persistent_table import (
 from oneemb_jax.persistent_table import (
     make_persistent_table_writer as make_persistent_table_writer,
 )
+from oneemb_jax.saving import restore as restore
+from oneemb_jax.saving import save as save
 from oneemb_jax.snapshot import save_snapshot as save_snapshot
 from oneemb_jax.sparse_grad import SparseGrad as SparseGrad
 from oneemb_jax.spec import TableSpec as TableSpec
@@ -102,7 +104,9 @@ __all__ = [
     "pack_ids",
     "prefetch",
     "reset_counters",
+    "restore",
     "rowwise_adagrad",
+    "save",
     "save_snapshot",
     "set_rows",
     "sgd",

@@ -21,7 +21,7 @@ from oneemb_jax.initializers import (
 from oneemb_jax.optimizers import Optimizer
 
 #: What names a folder.
-Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 _BLOCK_SIZES = (512, 4096)
 #: The kernels keep a table's number in 16 bits.
@@ -290,7 +290,7 @@ def table_initializers(
 
 
 def make_device_mem_store_options(
-    persistent_path: Path | Sequence[Path] | None = None,
+    persistent_path: AnyPath | Sequence[AnyPath] | None = None,
     capacity: int | None = None,
     size_factor: int = 1,
     storage_dim: int = -1,

@@ -31,9 +31,10 @@ _MOST_ROW_BYTES = 2**16
 _BATCH_BYTES = 1 << 24
 
 
-def check_row_bytes(spec: TableSpec, call: str) -> int:
-    """Bytes of a row; ValueError if no snapshot can have it."""
-    row_bytes = 4 * spec.row_words
+def check_savable(table: Table, call: str) -> int:
+    """Bytes of a row; ValueError if no snapshot can have the table."""
+    host_counters(table, call)
+    row_bytes = 4 * table.spec.row_words
     if row_bytes > _MOST_ROW_BYTES:
         raise ValueError(
             f"{call}: rows of {row_bytes} bytes, optimizer state included; a snapshot "
@@ -53,8 +54,7 @@ def _stored_rows(table: Table) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndar
 
 def write_table(table: Table, folder: str, name: str, call: str) -> str:
     """Writes a table as a snapshot below the folder of a rank; its path."""
-    host_counters(table, call)
-    row_bytes = check_row_bytes(table.spec, call)
+    row_bytes = check_savable(table, call)
     writer = native.SnapshotWriter(
         files.encode_path(folder), name, row_bytes, SEGMENT_BYTES
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from oneemb_jax import snapshot_files as files
 from oneemb_jax._ffi import native
 from oneemb_jax.counters import host_counters
+from oneemb_jax.options import AnyPath
 from oneemb_jax.snapshot import read_table, save_snapshot
 from oneemb_jax.spec import TableSpec
 from oneemb_jax.table import Table
@@ -45,7 +45,7 @@ class SnapshotMethods:
 
     def load_snapshot(
         self,
-        name: str | os.PathLike[str],
+        name: AnyPath,
         device: Any = None,
         *,
         capacity: int | None = None,
@@ -107,7 +107,7 @@ class SnapshotMethods:
             }
         )
 
-    def verify_snapshot(self, name: str | os.PathLike[str]) -> None:
+    def verify_snapshot(self, name: AnyPath) -> None:
         """Reads a snapshot whole and checks every row.
 
         Args:
