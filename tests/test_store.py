@@ -184,7 +184,7 @@ def test_the_second_opener_is_told_the_owner(tmp_path: Path):
         "try:\n Store(sys.argv[1], 8)\n"
         "except BlockingIOError as error:\n print(error)\n"
     )
-    command = [sys.executable, "-c", code, str(tmp_path)]
+    command = [sys.executable, "-P", "-c", code, str(tmp_path)]
     with Store(tmp_path, 8):
         with pytest.raises(BlockingIOError, match=str(os.getpid())):
             Store(tmp_path, 8)
@@ -214,7 +214,7 @@ assert store.fetch([1])[1].all()
 
 def test_a_forked_child_is_refused(tmp_path: Path):
     subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORK, str(tmp_path)], check=True
+        [sys.executable, "-PW", "ignore", "-c", FORK, str(tmp_path)], check=True
     )
 
 
@@ -243,7 +243,7 @@ assert store.size() == 1088
 
 
 def test_a_full_disk_is_an_exception_and_reads_go_on(tmp_path: Path):
-    subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], check=True)
+    subprocess.run([sys.executable, "-P", "-c", FULL, str(tmp_path)], check=True)
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 

@@ -9,7 +9,8 @@
 //         | tags | overflow | 4 keys | 4 tables | 4 slots |
 //
 // Every 64-bit id is legal: whether an entry is in use is told by its tag
-// (0: empty), never by its key.
+// (0: empty), never by its key. The slot of an empty entry is 0, which is where
+// keys that are inserted in parallel begin to compete for it.
 #pragma once
 
 #include <cstdint>
@@ -55,6 +56,14 @@ ONEEMB_HD int64_t NumBuckets(int64_t capacity) {
 
 ONEEMB_HD uint64_t HashKey(Key key) {
   return Xxh64(key.id, kIndexSeed + key.table);
+}
+
+// What a key in its slot adds to the version of a table's layout. The version
+// is the sum, so that rows can be inserted in parallel: a fingerprint of which
+// key is in which slot, whatever history led there.
+ONEEMB_HD uint64_t LayoutTerm(uint64_t hash, int32_t slot) {
+  constexpr uint64_t kLayoutSeed = 0x20000;
+  return Xxh64(hash ^ static_cast<uint32_t>(slot), kLayoutSeed);
 }
 
 // The bucket at which the search for a key begins.

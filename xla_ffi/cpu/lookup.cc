@@ -5,9 +5,9 @@
 #include <limits>
 #include <type_traits>
 
+#include "core/convert.h"
 #include "core/counters.h"
 #include "cpu/checksum.h"
-#include "cpu/convert.h"
 #include "cpu/memory.h"
 #include "cpu/probe.h"
 #include "cpu/stream.h"

@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
+#include "core/table_view.h"
 #include "cpu/parallel.h"
-#include "cpu/table_view.h"
 
 namespace oneemb {
 

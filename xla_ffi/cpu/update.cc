@@ -4,9 +4,9 @@
 #include <atomic>
 #include <cmath>
 
+#include "core/convert.h"
 #include "core/counters.h"
 #include "cpu/batch_slots.h"
-#include "cpu/convert.h"
 #include "cpu/gradient_sum.h"
 #include "cpu/group.h"
 #include "cpu/memory.h"

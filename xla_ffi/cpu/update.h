@@ -4,20 +4,11 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/table_view.h"
+#include "core/update_batch.h"
 #include "cpu/parallel.h"
-#include "cpu/table_view.h"
 
 namespace oneemb {
-
-// One lookup, or a stack of microbatches of one lookup.
-struct UpdateBatch {
-  IdsView ids;
-  const int32_t* slots;             // [ids.size], as lookup reported them
-  const uint64_t* layout_versions;  // one a microbatch
-  const uint32_t* counts;           // [num_microbatches, kNumLookupCounts]
-  int64_t num_microbatches;
-  const void* gradients;  // [ids.size, embedding_dim]
-};
 
 struct UpdateArgs {
   std::vector<UpdateBatch> batches;

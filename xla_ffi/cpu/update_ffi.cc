@@ -14,20 +14,6 @@ T Scalar(const ffi::AnyBuffer& buffer) {
   return *static_cast<const T*>(buffer.untyped_data());
 }
 
-// Every table array is an argument and, in place, a result.
-ffi::Error CheckInPlace(const ffi::AnyBuffer* const* arguments,
-                        const ffi::RemainingRets& results) {
-  for (size_t i = 0; i < results.size(); ++i) {
-    ffi::ErrorOr<ffi::Result<ffi::AnyBuffer>> result =
-        results.get<ffi::AnyBuffer>(i);
-    if (result.has_error()) return result.error();
-    if ((*result)->untyped_data() != arguments[i]->untyped_data()) {
-      return ffi::Error::Internal("update: the table is not updated in place");
-    }
-  }
-  return ffi::Error::Success();
-}
-
 ffi::Error UpdateHandler(ffi::ThreadPool pool, ffi::AnyBuffer index,
                          ffi::AnyBuffer rows, ffi::AnyBuffer clock,
                          ffi::AnyBuffer counters, ffi::AnyBuffer step,
@@ -37,7 +23,7 @@ ffi::Error UpdateHandler(ffi::ThreadPool pool, ffi::AnyBuffer index,
                          ffi::AnyBuffer grad_scale, ffi::AnyBuffer apply,
                          ffi::RemainingArgs lookups, ffi::RemainingRets results,
                          ffi::Dictionary attributes) {
-  const ffi::AnyBuffer* const in_place[] = {
+  const std::vector<const ffi::AnyBuffer*> in_place = {
       &index, &rows, &clock, &counters, &step, &layout_version, &generation};
   RulesHolder holder;
   TableView table{};
@@ -57,7 +43,7 @@ ffi::Error UpdateHandler(ffi::ThreadPool pool, ffi::AnyBuffer index,
   ONEEMB_RETURN_IF_ERROR(DecodeBatches(lookups, num_lookups,
                                        holder.rules.embedding_dim,
                                        &args.batches, &args.gradient_type));
-  ONEEMB_RETURN_IF_ERROR(CheckInPlace(in_place, results));
+  ONEEMB_RETURN_IF_ERROR(CheckInPlace("update", in_place, results));
   args.learning_rate = Scalar<float>(learning_rate);
   args.grad_scale = Scalar<float>(grad_scale);
   args.apply = Scalar<bool>(apply);

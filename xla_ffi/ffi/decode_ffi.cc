@@ -1,9 +1,10 @@
+#include "ffi/decode_ffi.h"
+
 #include <string>
 
 #include "core/counters.h"
+#include "core/optimizer_math.h"
 #include "core/row_layout.h"
-#include "cpu/ffi_util.h"
-#include "cpu/row_update.h"
 
 namespace oneemb {
 
@@ -164,6 +165,21 @@ ffi::Error DecodeTableState(const ffi::AnyBuffer& clock,
   table->clock = static_cast<uint32_t*>(clock.untyped_data());
   table->counters = static_cast<uint64_t*>(counters.untyped_data());
   table->layout_version = static_cast<uint64_t*>(layout_version.untyped_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error CheckInPlace(const char* call,
+                        const std::vector<const ffi::AnyBuffer*>& arguments,
+                        const ffi::RemainingRets& results) {
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    ffi::ErrorOr<ffi::Result<ffi::AnyBuffer>> result =
+        results.get<ffi::AnyBuffer>(i);
+    if (result.has_error()) return result.error();
+    if ((*result)->untyped_data() != arguments[i]->untyped_data()) {
+      return ffi::Error::Internal(std::string(call) +
+                                  ": the table is not updated in place");
+    }
+  }
   return ffi::Error::Success();
 }
 

@@ -4,9 +4,10 @@
 #include <cstdint>
 
 #include "core/bucket.h"
+#include "core/ids.h"
 #include "core/initializers.h"
+#include "core/macros.h"
 #include "core/optimizer_config.h"
-#include "cpu/ids.h"
 
 namespace oneemb {
 
@@ -27,13 +28,15 @@ struct TableView {
   uint64_t* counters;  // [kNumCounters]
   uint64_t* layout_version;
 
-  uint32_t* Row(int64_t slot) const { return rows + slot * row_words; }
+  ONEEMB_HD uint32_t* Row(int64_t slot) const {
+    return rows + slot * row_words;
+  }
 };
 
 // Element types of activations and gradients.
 enum class FloatType { kFloat32, kBFloat16, kFloat16 };
 
-inline int64_t FloatBytes(FloatType type) {
+ONEEMB_HD int64_t FloatBytes(FloatType type) {
   return type == FloatType::kFloat32 ? 4 : 2;
 }
 
