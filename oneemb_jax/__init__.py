@@ -48,6 +48,7 @@ from oneemb_jax.options import (
 )
 from oneemb_jax.options import make_table as make_table
 from oneemb_jax.options import make_table_options as make_table_options
+from oneemb_jax.scheduler import PrefetchScheduler as PrefetchScheduler
 from oneemb_jax.sparse_grad import SparseGrad as SparseGrad
 from oneemb_jax.spec import TableSpec as TableSpec
 from oneemb_jax.table import Table as Table
@@ -62,6 +63,7 @@ __all__ = [
     "MultiTableEmbedding",
     "MultiTableMultiColumnEmbedding",
     "Optimizer",
+    "PrefetchScheduler",
     "Rows",
     "SparseGrad",
     "Table",
