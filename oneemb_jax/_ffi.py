@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import pathlib
 import re
@@ -10,9 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.custom_batching import custom_vmap
 
-from oneemb_jax import _config
+from oneemb_jax import _config, _cuda
+from oneemb_jax._compat import out_like
 
 
 def _installed_api_version() -> tuple[int, int]:
@@ -64,14 +67,59 @@ def _register(native: types.ModuleType) -> None:
         jax.ffi.register_ffi_target(name, handler, platform="cpu")
 
 
+def _register_cuda(library: ctypes.CDLL | None) -> None:
+    """JAX keeps the handlers until there is a GPU; without one, for nothing."""
+    if library is None:
+        return
+    check_api_version((0, library.OneembCudaApiMinor()), _installed_api_version())
+    for name, symbol in _cuda.HANDLERS.items():
+        handler = jax.ffi.pycapsule(getattr(library, symbol))
+        jax.ffi.register_ffi_target(name, handler, platform="CUDA")
+
+
 #: The native module in use.
 native = _load()
 _register(native)
+_cuda_library = _cuda.load()
+_register_cuda(_cuda_library)
 
 
 def set_num_threads(num_threads: int) -> None:
     """Threads that CPU kernels split their work for; 0: as many as XLA has."""
     native.set_num_threads(num_threads)
+
+
+def _call_on_platform(
+    target: str,
+    results: Sequence[Any],
+    operands: tuple[Any, ...],
+    aliases: dict[int, int] | None,
+    attributes: dict[str, Any],
+) -> list[jax.Array]:
+    """The call; on a GPU with a workspace behind the results.
+
+    XLA plans that memory as it does any other. A handler that took memory as it
+    ran could not be replayed as part of a CUDA graph.
+    """
+
+    def plain(*arrays: Any) -> list[jax.Array]:
+        ffi_call = jax.ffi.ffi_call(target, results, input_output_aliases=aliases)
+        return list(ffi_call(*arrays, **attributes))
+
+    size = 0
+    if _cuda_library is not None:
+        size = _cuda.workspace_bytes(_cuda_library, target, operands, attributes)
+    if size == 0:
+        return plain(*operands)
+    workspace = out_like(operands, (size,), np.uint8)
+
+    def with_workspace(*arrays: Any) -> list[jax.Array]:
+        ffi_call = jax.ffi.ffi_call(
+            target, [*results, workspace], input_output_aliases=aliases
+        )
+        return list(ffi_call(*arrays, **attributes))[: len(results)]
+
+    return jax.lax.platform_dependent(*operands, cuda=with_workspace, default=plain)
 
 
 def keep_freed_memory() -> bool:
@@ -113,11 +161,10 @@ def call(
     Raises:
         ValueError: under ``jax.vmap``.
     """
-    ffi_call = jax.ffi.ffi_call(target, results, input_output_aliases=aliases)
 
     @custom_vmap
     def run(*arrays: Any) -> list[jax.Array]:
-        return list(ffi_call(*arrays, **attributes))
+        return _call_on_platform(target, results, arrays, aliases, attributes)
 
     @run.def_vmap
     def refuse(axis_size: int, in_batched: Any, *arrays: Any) -> Any:

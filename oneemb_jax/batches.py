@@ -145,7 +145,7 @@ def _count_of(position: Any) -> int:
     """The number in a position of our own making."""
     count = position.get("batches") if isinstance(position, Mapping) else None
     whole = isinstance(count, int | np.integer) and not isinstance(count, bool)
-    if not whole or count < 0:
+    if count is None or not whole or count < 0:
         raise ValueError(
             f"set_state(state={position!r}): batches has no state of its own, so pass "
             "the {'batches': n} that get_state returned for such a source."

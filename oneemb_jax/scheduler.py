@@ -220,6 +220,7 @@ class PrefetchScheduler:
 
         Raises:
             TableError: what went wrong inside steps, as :func:`check` says it.
+            OSError: if the store of a cached table could not read or write.
             TypeError: if ``table`` is no table, or is being traced.
             ValueError: if it was donated: pass the one that came back.
         """
@@ -240,8 +241,8 @@ class PrefetchScheduler:
             A flat dict: ``batches`` handed out, ``data_wait_seconds`` spent waiting
             for the source, and for each table that is watched, under
             ``"<name>/..."``, all that :func:`oneemb_jax.stats` said of it when it was
-            last looked at, with ``recent_hit_rate``, of the lookups from one look
-            to the next.
+            last looked at, with ``recent_hit_rate`` (and ``recent_cache_hit_rate``
+            of a cached one) from one look to the next.
 
         Example:
             >>> import numpy as np
@@ -281,10 +282,7 @@ class PrefetchScheduler:
         waited = f"waited {self._waited:.1f} s for data"
         lines.append(f"  batches   {self._handed_out} handed out, {waited}")
         for name, watch in self._watches.items():
-            told = watch.stats()
-            if told:
-                rates = f"{told['recent_hit_rate']:.1%} of late, {told['hit_rate']:.1%}"
-                lines.append(f"  table     {name!r}: hit rate {rates} in all")
+            lines += [f"  {name!r}: {words}" for words in watch.words()]
         return "\n".join(lines)
 
     def _begin(self) -> None:

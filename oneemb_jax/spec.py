@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from oneemb_jax.cached_options import CachedStoreOptions
 from oneemb_jax.ids import WORDS
 from oneemb_jax.initializers import Initializer
 from oneemb_jax.optimizers import Optimizer
@@ -26,7 +27,7 @@ class TableSpec:
         key_type: "int32", "uint32", "int64" or "uint64".
         initializers: one a column, for each table.
         optimizer: the sparse optimizer, its state layout included.
-        capacity: rows to begin with.
+        capacity: rows to begin with; of a cached table, slots of its cache.
         padding_idx: id that reads zeros and stores no row, or None.
         seed: of the initial rows.
         shared_keys: whether the same id in two tables is one row.
@@ -71,6 +72,11 @@ class TableSpec:
         return -(-words // 4) * 4 if self.embedding_dim % 4 == 0 else words
 
     @property
+    def is_cached(self) -> bool:
+        """Whether device memory is a cache, over a Store that has all rows."""
+        return isinstance(self.store, CachedStoreOptions)
+
+    @property
     def id_words(self) -> int:
         """32-bit words of an id."""
         return WORDS[self.key_type]
@@ -95,7 +101,10 @@ def _attributes(spec: TableSpec) -> dict[str, Any]:
     padding = 0 if spec.padding_idx is None else spec.padding_idx
     bits = 32 * spec.id_words
     configs = [c.encode() for columns in spec.initializers for c in columns]
+    # By its name a handler finds the Store of a cached table.
+    store = {"store": spec.name} if spec.is_cached else {}
     return {
+        **store,
         "num_tables": np.int32(spec.num_tables),
         "shared_keys": spec.shared_keys,
         "has_padding": spec.padding_idx is not None,

@@ -10,13 +10,18 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
-from oneemb_jax.counters import raise_counted, stats
-from oneemb_jax.table import Table, check_table
+from oneemb_jax.counters import host_counters, raise_counted, stats_of
+from oneemb_jax.table import Table, TableError, check_table
 
 #: Steps that the host may be ahead of the counts it waits for.
 STEPS_IN_FLIGHT = 2
 #: Arrays up to this size are copied; rows and index never are.
 _SMALL_BYTES = 4096
+#: Rates of ``oe.stats``, where it has them, and the counts they are made of.
+_RATES = {
+    "hit_rate": ("hits", "misses"),
+    "cache_hit_rate": ("cache_hits", "cache_misses"),
+}
 
 
 @jax.jit
@@ -66,7 +71,7 @@ class TableWatch:
         """Takes the counts along, and reads those of ``STEPS_IN_FLIGHT`` calls ago.
 
         Raises:
-            TableError: what ``oe.check`` would have raised then.
+            TableError, OSError: what ``oe.check`` would have raised then.
         """
         if self._calls % self._every == 0:
             table = check_table(table, "watch")
@@ -84,16 +89,36 @@ class TableWatch:
         """``oe.stats`` of the newest counts read; {} before the first."""
         return self._stats
 
+    def words(self) -> list[str]:
+        """The rate that matters, for a card: of the cache, where there is one."""
+        told = self._stats
+        rates = [rate for rate in reversed(_RATES) if rate in told]
+        if not rates:
+            return []
+        lately, whole = told[f"recent_{rates[0]}"], told[rates[0]]
+        stalls = f", {told['stalls']} stalls" if "stalls" in told else ""
+        name = rates[0].replace("_", " ")
+        return [f"{name} {lately:.1%} of late, {whole:.1%} in all{stalls}"]
+
     def _read(self, table: Table) -> None:
-        now = stats(table)
-        lately = {key: now[key] - self._stats.get(key, 0) for key in ("hits", "misses")}
-        if min(lately.values()) < 0:  # the counters were reset
-            lately = {key: now[key] for key in lately}
-        looked_up = sum(lately.values())
-        recent = lately["hits"] / looked_up if looked_up else 0.0
-        self._stats = {**now, "recent_hit_rate": recent}
+        counters = host_counters(table, "watch", late=True)
+        now = stats_of(table, counters)
+        recent = {
+            f"recent_{rate}": _rate_since(self._stats, now, *counts)
+            for rate, counts in _RATES.items()
+            if rate in now
+        }
+        self._stats = now | recent
         try:
-            raise_counted(table)
-        except Exception:
+            raise_counted(table, counters)
+        except TableError:
             self._pending.clear()  # they would say the same again
             raise
+
+
+def _rate_since(before: Any, now: Any, hits: str, misses: str) -> float:
+    """Share of hits since ``before``; of all, if the counters were reset."""
+    new = [now[key] - before.get(key, 0) for key in (hits, misses)]
+    if min(new) < 0:
+        new = [now[hits], now[misses]]
+    return new[0] / sum(new) if sum(new) else 0.0

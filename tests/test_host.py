@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 import oneemb_jax as oe
-from helpers import make_table, train
-from oneemb_jax.table import num_buckets
+from helpers import make_spec, make_table, train
+from oneemb_jax.table import init_table, num_buckets
 
 IDS = st.lists(st.integers(-3, 40), min_size=1, max_size=12)
 
@@ -264,3 +264,14 @@ def test_the_card():
     assert "1 of 64 (1.6%), step 1" in card
     jax.jit(lambda table: (repr(table), table)[1], donate_argnums=0)(table)
     assert "donated" in repr(table)
+
+
+def test_a_table_stays_on_the_device_it_was_made_for():
+    device = jax.devices("cpu")[1]
+    table = init_table(make_spec(4), device)
+    table = train(table, np.array([1, 2]), np.ones((2, 4), np.float32))
+    assert table.rows.devices() == {device}
+    assert oe.grow(table).rows.devices() == {device}
+    table = oe.set_rows(table, [9], np.ones((1, 4)))
+    assert table.rows.devices() == {device}
+    assert oe.get_rows(table, [9]).found.tolist() == [True]

@@ -1,6 +1,7 @@
 """A jitted train loop over a scheduler: traces, bits, counts that surface late."""
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 
 import oneemb_jax as oe
-from helpers import make_table, table_bits
+from helpers import make_cached, make_table, table_bits
 from oneemb_jax import watch as watch_module
+from oneemb_jax.cache import close_cached
 from oneemb_jax.counters import raise_counted
 from oneemb_jax.watch import STEPS_IN_FLIGHT, without_rows
 
@@ -119,9 +121,9 @@ def test_an_error_surfaces_some_steps_late(every: int):
 def test_watch_reads_no_count_of_a_step_in_flight(monkeypatch: pytest.MonkeyPatch):
     read: list[int] = []
 
-    def note(table: oe.Table) -> None:
+    def note(table: oe.Table, counters: dict[str, int]) -> None:
         read.append(int(np.asarray(table.step)[0]))
-        raise_counted(table)
+        raise_counted(table, counters)
 
     monkeypatch.setattr(watch_module, "raise_counted", note)
     scheduler = oe.PrefetchScheduler([], "ids", check_every=1)
@@ -150,7 +152,7 @@ def test_stats_of_two_embeddings():
     assert told["items/recent_hit_rate"] == 0.0
     card = repr(scheduler)
     assert "batches   5 handed out" in card
-    assert "'users': hit rate 100.0% of late, 66.7% in all" in card
+    assert "  'users': hit rate 100.0% of late, 66.7% in all" in card
 
 
 def test_recent_hits_begin_anew_with_the_counters():
@@ -178,3 +180,47 @@ def test_what_cannot_be_watched():
     scheduler = oe.PrefetchScheduler([], "ids")
     with pytest.raises(ValueError, match=r"watch\(table=.*donated"):
         scheduler.watch(table)
+
+
+@pytest.fixture
+def cached(tmp_path: Path):
+    """Twelve slots over a store in host memory."""
+    table = make_cached(tmp_path, 12)
+    yield table
+    close_cached(table.spec.name)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_cached_table_is_watched_while_it_trains(cached: oe.Table, depth: int):
+    table, name = cached, cached.spec.name
+    step, traced = make_step()
+    batches = [{"ids": oe.pack_ids(np.arange(4) + 4 * (n % 5))} for n in range(20)]
+    scheduler = oe.PrefetchScheduler(batches, "ids", depth=depth, check_every=1)
+    for batch, next_ids in scheduler:
+        table = step(table, batch, next_ids)
+        scheduler.watch(table)
+    oe.check(table)
+    assert len(traced) == 1
+    told = scheduler.stats()
+    assert told[f"{name}/step"] == 20 - STEPS_IN_FLIGHT
+    assert told[f"{name}/cache_misses"] >= 20
+    assert 0 <= told[f"{name}/recent_cache_hit_rate"] <= 1
+    assert f"{name!r}: cache hit rate" in repr(scheduler)
+
+
+def test_unstaged_ids_of_a_cached_table_surface(cached: oe.Table):
+    scheduler = oe.PrefetchScheduler([], "ids", check_every=1)
+    table = one_step(cached, [1, 2])  # not staged
+    for _ in range(STEPS_IN_FLIGHT):
+        scheduler.watch(table)
+    with pytest.raises(oe.TableError, match=r"call oe\.stage"):
+        scheduler.watch(table)
+
+
+def test_a_closed_store_surfaces(cached: oe.Table):
+    scheduler = oe.PrefetchScheduler([], "ids", check_every=1)
+    close_cached(cached.spec.name)
+    for _ in range(STEPS_IN_FLIGHT):
+        scheduler.watch(cached)
+    with pytest.raises(oe.TableError, match="is closed"):
+        scheduler.watch(cached)

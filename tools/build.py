@@ -5,7 +5,9 @@ python tools/build.py --install             the package, into this environment
 python tools/build.py --prefix DIR          the module and the package, into DIR
 python tools/build.py --tests [NAME]        the C++ tests (or one), built and run
 python tools/build.py --compile-commands    nothing; build/lint for clang-tidy
-All but --install take --sanitize address, undefined, "address;undefined" or thread.
+python tools/build.py --tests NAME --long    a test without a limit of time, that tells
+All but --install take --ffi-include DIR, for a machine without network, and
+--sanitize address, undefined, "address;undefined" or thread.
 
 The interpreter that runs this is the one built for. It needs nanobind and
 jaxlib; cmake and ninja come from its own folder or from PATH. Only --install
@@ -76,11 +78,14 @@ def configure(folder: Path, options: argparse.Namespace) -> None:
         "ONEEMB_BUILD_TESTS": "ON" if lint or not module else "OFF",
         "ONEEMB_INPLACE": "OFF" if lint or options.prefix else "ON",
         "ONEEMB_SANITIZE": options.sanitize,
+        "ONEEMB_TEST_SECONDS": "86400" if options.long else "600",
         "ONEEMB_WERROR": "ON",
+        # clang-tidy does not read the flags of nvcc.
+        "ONEEMB_CUDA": "OFF" if lint else "AUTO",
     }
     if module:
         settings["Python_EXECUTABLE"] = sys.executable
-        settings["ONEEMB_FFI_INCLUDE_DIR"] = str(ffi_include())
+        settings["ONEEMB_FFI_INCLUDE_DIR"] = options.ffi_include or str(ffi_include())
     defines = [f"-D{name}={value}" for name, value in settings.items()]
     run(tool("cmake"), "-S", ".", "-B", folder, "-G", "Ninja", *defines)
 
@@ -127,10 +132,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tests", nargs="?", const="all")
+    parser.add_argument("--long", action="store_true")
     parser.add_argument("--compile-commands", action="store_true")
     parser.add_argument("--install", action="store_true")
     parser.add_argument("--prefix", type=Path)
     parser.add_argument("--sanitize", default="")
+    parser.add_argument("--ffi-include", help="folder that holds xla/ffi/api")
     parser.add_argument("--jobs", default=str(os.cpu_count()))
     options = parser.parse_args()
     if options.install:
@@ -142,10 +149,11 @@ def main() -> None:
         return
     build = [tool("cmake"), "--build", folder, "--parallel", options.jobs]
     if options.tests:
-        pattern = ".*" if options.tests == "all" else f"^{options.tests}$"
+        pattern = ".*" if options.tests == "all" else rf"^{options.tests}(\.[0-9]+)?$"
         run(*build, "--target", options.tests)
         ctest = [tool("ctest"), "--test-dir", folder, "--parallel", options.jobs]
-        run(*ctest, "--output-on-failure", "--no-tests=error", "-R", pattern)
+        output = "--verbose" if options.long else "--output-on-failure"
+        run(*ctest, output, "--no-tests=error", "-R", pattern)
         return
     run(*build)
     if options.prefix is not None:

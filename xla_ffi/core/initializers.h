@@ -158,6 +158,26 @@ struct RowInitializers {
   bool shared_keys = false;
 };
 
+// Columns 4 * block ... 4 * block + 3 of the initial row of (table, id); those
+// past the end of the row are undefined.
+ONEEMB_HD void InitialColumns(const RowInitializers& rows, uint16_t table,
+                              uint64_t id, uint32_t block, float out[4]) {
+  const InitializerConfig* const configs =
+      rows.configs + int64_t{table} * rows.num_columns;
+  const uint16_t draw_table = rows.shared_keys ? uint16_t{0} : table;
+  const int32_t first = static_cast<int32_t>(4 * block);
+  int32_t k = 0;
+  while (k + 1 < rows.num_columns && rows.column_ends[k] <= first) ++k;
+  InitialBlock(configs[k], rows.seed, draw_table, id, block, out);
+  for (int32_t c = 1; c < 4; ++c) {
+    if (k + 1 == rows.num_columns || first + c < rows.column_ends[k]) continue;
+    ++k;
+    float next[4];
+    InitialBlock(configs[k], rows.seed, draw_table, id, block, next);
+    for (int32_t i = c; i < 4; ++i) out[i] = next[i];
+  }
+}
+
 namespace initializers_internal {
 
 // Columns worked on at once: enough for vectors, few enough for the cache.

@@ -429,8 +429,8 @@ struct Lamb : OptimizerBase {
 };
 
 // Calls f with an object of the optimizer's type; not at all for kUnknown.
-template <class F>
-void DispatchOptimizer(OptimizerKind kind, const F& f) {
+ONEEMB_ANY_CALLBACK template <class F>
+ONEEMB_HD void DispatchOptimizer(OptimizerKind kind, const F& f) {
   switch (kind) {
     case OptimizerKind::kUnknown:
       return;
@@ -457,6 +457,20 @@ void DispatchOptimizer(OptimizerKind kind, const F& f) {
     case OptimizerKind::kFtrlInverseRoot:
       return f(FtrlInverseRoot{});
   }
+}
+
+// Word `word` >= dim of a new row: the optimizer's initial state, and zeros
+// where the row is padded.
+template <class Optimizer>
+ONEEMB_HD uint32_t InitialStateWord(const OptimizerConfig& config, int64_t dim,
+                                    int64_t word) {
+  const int64_t field = word / dim - 1;
+  if (field < Optimizer::kStateFields) {
+    return FloatBits(Optimizer::InitialField(config, static_cast<int>(field)));
+  }
+  const int64_t row_word = word - (1 + Optimizer::kStateFields) * dim;
+  if (row_word >= Optimizer::kRowWords) return 0;
+  return Optimizer::InitialWord(config, static_cast<int>(row_word));
 }
 
 // What a driver does in every column: weight decay, then the optimizer. kDecays

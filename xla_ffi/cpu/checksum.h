@@ -6,8 +6,8 @@
 
 #include "core/bucket.h"
 #include "core/checksum.h"
+#include "core/ids.h"
 #include "core/macros.h"
-#include "cpu/ids.h"
 #include "cpu/parallel.h"
 
 namespace oneemb {

@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "core/convert.h"
 #include "core/summation.h"
-#include "cpu/convert.h"
 #include "cpu/group.h"
 #include "cpu/probe.h"
 

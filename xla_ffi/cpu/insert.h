@@ -3,13 +3,12 @@
 
 #include <cstdint>
 
-#include "cpu/table_view.h"
+#include "core/table_view.h"
 
 namespace oneemb {
 
-// An index that is being filled. The version is a fingerprint of the keys
-// inserted so far, in their order: two tables of one spec with the same version
-// have every row in the same slot, whatever history led there.
+// An index that is being filled. Two tables of one spec with the same version
+// have every row in the same slot.
 struct InsertCursor {
   IndexView index;
   int64_t capacity;
@@ -25,7 +24,7 @@ inline int32_t FindOrInsert(InsertCursor* cursor, Key key, uint64_t hash) {
   const int32_t slot = static_cast<int32_t>(cursor->num_rows);
   if (!InsertKey(cursor->index, key, hash, slot)) return kSlotMissing;
   ++cursor->num_rows;
-  cursor->layout_version = Xxh64(cursor->layout_version ^ key.id, key.table);
+  cursor->layout_version += LayoutTerm(hash, slot);
   return slot;
 }
 

@@ -40,13 +40,6 @@ void Work(SharedRun* run) {
 
 }  // namespace
 
-DefaultFloats::DefaultFloats() : saved_() {
-  std::fegetenv(&saved_);
-  std::fesetenv(FE_DFL_ENV);
-}
-
-DefaultFloats::~DefaultFloats() { std::fesetenv(&saved_); }
-
 void SetNumThreads(int64_t num_threads) { wanted_threads = num_threads; }
 
 FfiParallel::FfiParallel(xla::ffi::ThreadPool pool) : pool_(pool) {

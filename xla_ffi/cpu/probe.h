@@ -9,7 +9,7 @@
 #endif
 
 #include "core/bucket.h"
-#include "cpu/ids.h"
+#include "core/ids.h"
 #include "cpu/parallel.h"
 
 namespace oneemb {

@@ -48,7 +48,10 @@ ffi::Error GrowHandler(ffi::ThreadPool pool, ffi::AnyBuffer index,
   }
   to.clock = static_cast<uint32_t*>(new_clock->untyped_data());
   FfiParallel parallel(pool);
-  GrowTable(&parallel, from, to);
+  if (!GrowTable(&parallel, from, to)) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted,
+                      "grow: no memory for scratch space");
+  }
   return ffi::Error::Success();
 }
 

@@ -37,6 +37,30 @@ void CopyBytes(Parallel* parallel, const void* from, void* to, int64_t bytes) {
   });
 }
 
+// Adds the keys of `from` to the empty `to` in order of their slots: an index
+// is what its rows make of it, not what it grew from.
+bool InsertInOrder(const IndexView& from, int64_t rows, const IndexView& to) {
+  const Scratch space(rows * int64_t{sizeof(Key)});
+  if (!space.ok()) return false;
+  Key* const keys = space.As<Key>();
+  for (int64_t b = 0; b < from.num_buckets; ++b) {
+    const Bucket& bucket = from.buckets[b];
+    for (int e = 0; e < kBucketEntries; ++e) {
+      if (bucket.tags[e] == 0) continue;
+      keys[bucket.slots[e]] = {bucket.ids[e], bucket.tables[e]};
+    }
+  }
+  constexpr int64_t kAhead = 16;
+  for (int64_t slot = 0; slot < rows; ++slot) {
+    if (slot + kAhead < rows) {
+      const uint64_t ahead = HashKey(keys[slot + kAhead]);
+      PrefetchRead(to.buckets + HomeBucket(ahead, to.num_buckets));
+    }
+    InsertKey(to, keys[slot], HashKey(keys[slot]), static_cast<int32_t>(slot));
+  }
+  return true;
+}
+
 void InitWholeRow(const TableView& table, const TableRules& rules, uint64_t id,
                   int32_t table_id, uint32_t* row) {
   // Padding words of the row are written too.
@@ -74,20 +98,13 @@ void CreateTable(Parallel* parallel, const TableView& table) {
   ZeroBytes(parallel, table.clock, clock_bytes);
 }
 
-void GrowTable(Parallel* parallel, const TableView& from, const TableView& to) {
+bool GrowTable(Parallel* parallel, const TableView& from, const TableView& to) {
   CreateTable(parallel, to);
   const int64_t rows = static_cast<int64_t>(from.counters[kRows]);
   const int64_t word = sizeof(uint32_t);
   CopyBytes(parallel, from.rows, to.rows, rows * from.row_words * word);
   CopyBytes(parallel, from.clock, to.clock, rows * word);
-  for (int64_t b = 0; b < from.index.num_buckets; ++b) {
-    const Bucket& bucket = from.index.buckets[b];
-    for (int e = 0; e < kBucketEntries; ++e) {
-      if (bucket.tags[e] == 0) continue;
-      const Key key{bucket.ids[e], bucket.tables[e]};
-      InsertKey(to.index, key, HashKey(key), bucket.slots[e]);
-    }
-  }
+  return InsertInOrder(from.index, rows, to.index);
 }
 
 void ReadRows(Parallel* parallel, const TableView& table,
@@ -96,7 +113,9 @@ void ReadRows(Parallel* parallel, const TableView& table,
   const auto ahead = [&](const ProbeItem& item) {
     if (item.slot >= 0) PrefetchRead(table.Row(item.slot));
   };
-  const auto emit = [&](const ProbeItem& item) {
+  const auto emit = [&](ProbeItem item) {
+    // A reserved slot has no row yet.
+    if (item.slot >= 0 && table.IsReserved(item.slot)) item.slot = kSlotMissing;
     ReadRow(table, rules, item, rows + item.position * table.row_words);
     slots[item.position] = item.slot;
   };

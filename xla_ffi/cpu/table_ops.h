@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
+#include "core/table_view.h"
 #include "cpu/parallel.h"
-#include "cpu/table_view.h"
 
 namespace oneemb {
 
@@ -12,8 +12,9 @@ namespace oneemb {
 // its slot is handed out, so memory that is never used is never touched.
 void CreateTable(Parallel* parallel, const TableView& table);
 
-// Copies `from` into the larger `to`; every row keeps its slot.
-void GrowTable(Parallel* parallel, const TableView& from, const TableView& to);
+// Copies `from` into the larger `to`; every row keeps its slot. False when
+// there is no memory to work in.
+bool GrowTable(Parallel* parallel, const TableView& from, const TableView& to);
 
 // Whole rows, state included, of `ids`: [ids.size, row_words]. An unseen id
 // reads the row that its first update would start from; padding and bad tables

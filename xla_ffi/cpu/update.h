@@ -4,20 +4,11 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/table_view.h"
+#include "core/update_batch.h"
 #include "cpu/parallel.h"
-#include "cpu/table_view.h"
 
 namespace oneemb {
-
-// One lookup, or a stack of microbatches of one lookup.
-struct UpdateBatch {
-  IdsView ids;
-  const int32_t* slots;             // [ids.size], as lookup reported them
-  const uint64_t* layout_versions;  // one a microbatch
-  const uint32_t* counts;           // [num_microbatches, kNumLookupCounts]
-  int64_t num_microbatches;
-  const void* gradients;  // [ids.size, embedding_dim]
-};
 
 struct UpdateArgs {
   std::vector<UpdateBatch> batches;
@@ -33,8 +24,9 @@ struct UpdateArgs {
 // first occurrence, and applies the optimizer to every row that the batch
 // touches. One call is one step. With apply false nothing changes; with a
 // learning rate that is negative or not finite, or a batch that is not as its
-// lookup left it, only a counter does. False when there is no memory to work
-// in; then nothing has changed.
+// lookup left it, only a counter does; so too where a cached table lacks a row
+// that was to be staged. False when there is no memory to work in; then nothing
+// has changed.
 bool Update(Parallel* parallel, const TableView& table, const TableRules& rules,
             const UpdateArgs& args);
 

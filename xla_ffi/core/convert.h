@@ -5,26 +5,26 @@
 #include <cstring>
 
 #include "core/numeric.h"
-#include "cpu/table_view.h"
+#include "core/table_view.h"
 
 namespace oneemb {
 
 struct Float32Access {
   using Storage = float;
-  static float Load(float x) { return x; }
-  static float Store(float x) { return x; }
+  ONEEMB_HD static float Load(float x) { return x; }
+  ONEEMB_HD static float Store(float x) { return x; }
 };
 
 struct BFloat16Access {
   using Storage = uint16_t;
-  static float Load(uint16_t x) { return BFloat16ToFloat(x); }
-  static uint16_t Store(float x) { return FloatToBFloat16(x); }
+  ONEEMB_HD static float Load(uint16_t x) { return BFloat16ToFloat(x); }
+  ONEEMB_HD static uint16_t Store(float x) { return FloatToBFloat16(x); }
 };
 
 struct Float16Access {
   using Storage = uint16_t;
-  static float Load(uint16_t x) { return Float16ToFloat(x); }
-  static uint16_t Store(float x) { return FloatToFloat16(x); }
+  ONEEMB_HD static float Load(uint16_t x) { return Float16ToFloat(x); }
+  ONEEMB_HD static uint16_t Store(float x) { return FloatToFloat16(x); }
 };
 
 // Calls f with the access type of `type`.

@@ -4,9 +4,11 @@
 #include <cstdint>
 
 #include "core/bucket.h"
+#include "core/ids.h"
 #include "core/initializers.h"
+#include "core/macros.h"
 #include "core/optimizer_config.h"
-#include "cpu/ids.h"
+#include "core/residency.h"
 
 namespace oneemb {
 
@@ -23,17 +25,28 @@ struct TableView {
   uint32_t* rows;  // [capacity, row_words]
   int64_t row_words;
   int64_t capacity;
-  uint32_t* clock;     // [capacity], the step that last touched a slot
+  // [capacity], the step that last touched a slot; of a cached table, the last
+  // batch staged that wanted it.
+  uint32_t* clock;
   uint64_t* counters;  // [kNumCounters]
   uint64_t* layout_version;
+  // [capacity] of a cached table; null when all rows are in device memory.
+  SlotResidency* residency = nullptr;
 
-  uint32_t* Row(int64_t slot) const { return rows + slot * row_words; }
+  ONEEMB_HD bool cached() const { return residency != nullptr; }
+  // Whether a slot is set aside for a key that has no row yet.
+  ONEEMB_HD bool IsReserved(int64_t slot) const {
+    return cached() && residency[slot].state == kSlotReserved;
+  }
+  ONEEMB_HD uint32_t* Row(int64_t slot) const {
+    return rows + slot * row_words;
+  }
 };
 
 // Element types of activations and gradients.
 enum class FloatType { kFloat32, kBFloat16, kFloat16 };
 
-inline int64_t FloatBytes(FloatType type) {
+ONEEMB_HD int64_t FloatBytes(FloatType type) {
   return type == FloatType::kFloat32 ? 4 : 2;
 }
 

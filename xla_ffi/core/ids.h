@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/bucket.h"
+#include "core/macros.h"
 
 namespace oneemb {
 
@@ -18,15 +19,23 @@ struct IdsView {
   const int32_t* table_ids;
   int64_t table_period;
 
-  uint64_t Id(int64_t i) const {
+  ONEEMB_HD uint64_t Id(int64_t i) const {
     if (words_per_id == 1) return words[i];
     return words[2 * i] | (uint64_t{words[2 * i + 1]} << 32);
   }
 
-  int32_t Table(int64_t i) const {
-    const int64_t batch = i / batch_size;
-    const int64_t within = i % batch_size;
-    return table_ids[batch * table_period + within % table_period];
+  ONEEMB_HD int32_t Table(int64_t i) const {
+    if (size > UINT32_MAX) {
+      const int64_t batch = i / batch_size;
+      const int64_t within = i % batch_size;
+      return table_ids[batch * table_period + within % table_period];
+    }
+    // 32-bit divisions take a fraction of the time.
+    const uint32_t position = static_cast<uint32_t>(i);
+    const uint32_t batch = position / static_cast<uint32_t>(batch_size);
+    const uint32_t within = position % static_cast<uint32_t>(batch_size);
+    return table_ids[batch * table_period +
+                     within % static_cast<uint32_t>(table_period)];
   }
 };
 
@@ -69,13 +78,13 @@ struct KeyRules {
   uint64_t padding_id;
 
   // 0 for a key, else kSlotPadding or kSlotBadTable.
-  int32_t Reject(uint64_t id, int32_t table) const {
+  ONEEMB_HD int32_t Reject(uint64_t id, int32_t table) const {
     if (has_padding && id == padding_id) return kSlotPadding;
     if (table < 0 || table >= num_tables) return kSlotBadTable;
     return 0;
   }
 
-  Key MakeKey(uint64_t id, int32_t table) const {
+  ONEEMB_HD Key MakeKey(uint64_t id, int32_t table) const {
     return {id, shared_keys ? uint16_t{0} : static_cast<uint16_t>(table)};
   }
 };

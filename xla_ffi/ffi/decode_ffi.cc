@@ -1,9 +1,10 @@
+#include "ffi/decode_ffi.h"
+
 #include <string>
 
 #include "core/counters.h"
+#include "core/optimizer_math.h"
 #include "core/row_layout.h"
-#include "cpu/ffi_util.h"
-#include "cpu/row_update.h"
 
 namespace oneemb {
 
@@ -167,6 +168,21 @@ ffi::Error DecodeTableState(const ffi::AnyBuffer& clock,
   return ffi::Error::Success();
 }
 
+ffi::Error CheckInPlace(const char* call,
+                        const std::vector<const ffi::AnyBuffer*>& arguments,
+                        const ffi::RemainingRets& results) {
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    ffi::ErrorOr<ffi::Result<ffi::AnyBuffer>> result =
+        results.get<ffi::AnyBuffer>(i);
+    if (result.has_error()) return result.error();
+    if ((*result)->untyped_data() != arguments[i]->untyped_data()) {
+      return ffi::Error::Internal(std::string(call) +
+                                  ": the table is not updated in place");
+    }
+  }
+  return ffi::Error::Success();
+}
+
 ffi::Error DecodeIds(const ffi::AnyBuffer& ids, const ffi::AnyBuffer& table_ids,
                      IdsView* view) {
   ONEEMB_RETURN_IF_ERROR(CheckBuffer("ids", ids, ffi::U32, {-1, -1, -1}));
@@ -246,14 +262,15 @@ ffi::Error DecodeNumLookups(const ffi::Dictionary& attributes,
 ffi::Error DecodeBatches(const ffi::RemainingArgs& args, size_t num_batches,
                          int64_t embedding_dim,
                          std::vector<UpdateBatch>* batches,
-                         FloatType* gradient_type) {
-  if (args.size() / kBuffersPerBatch < num_batches) {
+                         FloatType* gradient_type, size_t first) {
+  if (args.size() < first ||
+      (args.size() - first) / kBuffersPerBatch < num_batches) {
     return ffi::Error::InvalidArgument("six buffers a lookup are needed");
   }
   batches->resize(num_batches);
   for (size_t b = 0; b < batches->size(); ++b) {
     FloatType type = FloatType::kFloat32;
-    ONEEMB_RETURN_IF_ERROR(DecodeBatch(args, b * kBuffersPerBatch,
+    ONEEMB_RETURN_IF_ERROR(DecodeBatch(args, first + b * kBuffersPerBatch,
                                        embedding_dim, &(*batches)[b], &type));
     if (b > 0 && type != *gradient_type) {
       return ffi::Error::InvalidArgument(

@@ -1,0 +1,337 @@
+"""Measures tables on a GPU against JAX, torch and a copy of the same bytes.
+
+python benchmarks/gpu.py [--quick] [--systems NAME ...] [--seconds N]
+
+Times are of the device: a program runs one phase several times in a row, with
+the second-level cache flushed before each, and the same program with nothing
+but the flushes is subtracted. Ids differ from turn to turn. Each number is the
+median of several runs.
+"""
+
+import argparse
+import dataclasses
+import functools
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import oneemb_jax as oe
+
+TURNS = 6
+FLUSH_WORDS = 40 * 1024 * 1024  # 160 MiB: three times the cache of an H200
+LEARNING_RATE = 0.05
+OPTIMIZERS = {
+    "sgd": oe.sgd(LEARNING_RATE),
+    "adagrad": oe.adagrad(LEARNING_RATE),
+    "adam": oe.adam(LEARNING_RATE),
+}
+STATE_FIELDS = {"sgd": 0, "adagrad": 1, "adam": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One measurement.
+
+    Attributes:
+        rows: Rows in the table before it begins.
+        ids: Ids a batch.
+        dim: Width of the embedding.
+        dist: ``zipf`` (exponent 1.05), ``uniform``, or ``unique``: no id twice.
+        hit_rate: Part of the ids that the table knows.
+    """
+
+    rows: int
+    ids: int
+    dim: int
+    dist: str
+    hit_rate: float = 1.0
+
+
+def draw(cell: Cell, turn: int) -> np.ndarray:
+    """Row numbers of one batch, int64[ids]; those not in the table from `rows` on."""
+    random = np.random.default_rng(turn)
+    if cell.dist == "unique":
+        known = round(cell.hit_rate * cell.ids)
+        inside = random.permutation(cell.rows)[:known]
+        fresh = cell.rows + turn * cell.ids + np.arange(cell.ids - known)
+        return random.permutation(np.concatenate([inside, fresh]))
+    if cell.dist == "uniform":
+        return random.integers(0, cell.rows, cell.ids)
+    weights = np.cumsum(np.arange(1, cell.rows + 1) ** -1.05)
+    ranks = np.searchsorted(weights, random.random(cell.ids) * weights[-1])
+    return np.random.default_rng(99).permutation(cell.rows)[ranks]
+
+
+@functools.cache
+def batches_of(cell: Cell) -> list[np.ndarray]:
+    """The batches of all turns."""
+    return [draw(cell, turn) for turn in range(TURNS)]
+
+
+def id_of(row: np.ndarray) -> np.ndarray:
+    """Ids spread over 64 bits, as hashed features are."""
+    return (row.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)).view(np.int64)
+
+
+def peek(state: Any) -> jax.Array:
+    """One number of a state, which is there when its update is."""
+    if isinstance(state, oe.Table):
+        return state.step[0].astype(jnp.float32)
+    return jax.tree.leaves(state)[0].reshape(-1)[0].astype(jnp.float32)
+
+
+def chained(phase: Callable[..., Any]) -> jax.stages.Wrapped:
+    """A program of TURNS turns of `phase(state, ids, grads) -> state, result`.
+
+    A flush waits for the turn before it, and a turn for its flush. The state
+    itself passes no barrier, since XLA would copy it.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def program(words: Any, state: Any, ids: Any, grads: Any) -> Any:
+        done = jnp.zeros((), jnp.float32)
+        for turn in range(TURNS):
+            # 1, but not before `done` is there; XLA cannot know that it is 1.
+            one = (done == done).astype(jnp.uint32)
+            words, now = jax.lax.optimization_barrier((words + one, ids[turn]))
+            state, result = phase(state, now, grads)
+            result = jax.lax.optimization_barrier(result)
+            done = peek(state) + result.reshape(-1)[0].astype(jnp.float32)
+        return words, state, done
+
+    return program
+
+
+def device_ms(
+    phase: Callable[..., Any], state: Any, ids: Any, grads: Any, runs: int
+) -> tuple[float, Any]:
+    """Milliseconds of one turn of `phase`, flushes included; and the last state.
+
+    With `runs` 1 it is the very first run, for what cannot be done twice.
+    """
+    words = jnp.zeros((FLUSH_WORDS,), jnp.uint32)
+    program = chained(phase).lower(words, state, ids, grads).compile()
+    times = []
+    for _ in range(runs + 2 if runs > 1 else 1):
+        jax.block_until_ready((words, state))
+        start = time.perf_counter()
+        words, state, done = program(words, state, ids, grads)
+        jax.block_until_ready((words, state, done))
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times[-runs:]) / TURNS, state
+
+
+@functools.cache
+def flush_ms(runs: int) -> float:
+    """Milliseconds of a turn that does nothing."""
+    nothing = lambda state, ids, grads: (state, grads)  # noqa: E731
+    ids = jnp.zeros((TURNS, 1))
+    return device_ms(nothing, jnp.zeros(1), ids, jnp.ones(1), runs)[0]
+
+
+# What is compared: each makes (state, ids[TURNS], {phase: function}).
+
+
+def ours(cell: Cell, optimizer: str, batches: list[np.ndarray]) -> Any:
+    """A table of this library, filled to `cell.rows`."""
+    with oe.MultiTableEmbedding(
+        "bench", cell.dim, "float32", "int64",
+        tables=[oe.make_table_options(oe.make_uniform_initializer(-0.01, 0.01))],
+        optimizer=OPTIMIZERS[optimizer],
+        store_options=oe.make_device_mem_store_options(
+            capacity=cell.rows + 16 * cell.ids * (cell.hit_rate < 1)
+        ),
+    ) as emb:  # fmt: skip
+        table = emb.init()
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def fill(table: Any, ids: Any) -> Any:
+        acts, ctx = oe.lookup(table, ids)
+        return oe.update(table, ctx, jnp.zeros_like(acts))
+
+    table = fill(table, oe.pack_ids(id_of(np.arange(cell.rows))))
+
+    def lookup(table: Any, ids: Any, grads: Any) -> Any:
+        return table, oe.lookup(table, ids)[0]
+
+    def step(table: Any, ids: Any, grads: Any) -> Any:
+        acts, ctx = oe.lookup(table, ids)
+        return oe.update(table, ctx, grads), acts
+
+    ids = jnp.stack([jnp.asarray(oe.pack_ids(id_of(batch))) for batch in batches])
+    return table, ids, {"lookup": lookup, "step": step}
+
+
+def jax_rows(cell: Cell, optimizer: str, batches: list[np.ndarray]) -> Any:
+    """Plain arrays that know nothing of ids: take, and an update by hand."""
+    keys = jax.random.key(0)
+    rows = jax.random.uniform(keys, (cell.rows, cell.dim))
+    state = [rows] + [jnp.zeros_like(rows)] * STATE_FIELDS[optimizer]
+    state = [jnp.copy(array) for array in state]
+
+    def lookup(state: Any, ids: Any, grads: Any) -> Any:
+        return state, jnp.take(state[0], ids, axis=0, mode="clip")
+
+    def scatter_add(state: Any, ids: Any, grads: Any) -> Any:
+        acts = jnp.take(state[0], ids, axis=0, mode="clip")
+        return [state[0].at[ids].add(-LEARNING_RATE * grads)], acts
+
+    def unique(state: Any, ids: Any, grads: Any) -> Any:
+        acts = jnp.take(state[0], ids, axis=0, mode="clip")
+        found, inverse = jnp.unique(
+            ids, return_inverse=True, size=cell.ids, fill_value=cell.rows
+        )
+        g = jax.ops.segment_sum(grads, inverse, num_segments=cell.ids)
+        at = [array.at[found].get(mode="clip") for array in state]
+        if optimizer == "adagrad":
+            sums = at[1] + g * g
+            new = [at[0] - LEARNING_RATE * g / (jnp.sqrt(sums) + 1e-10), sums]
+        else:
+            m, v = 0.9 * at[1] + 0.1 * g, 0.999 * at[2] + 0.001 * g * g
+            new = [at[0] - LEARNING_RATE * m / (jnp.sqrt(v) + 1e-8), m, v]
+        state = [
+            array.at[found].set(value, mode="drop", unique_indices=True)
+            for array, value in zip(state, new, strict=True)
+        ]
+        return state, acts
+
+    ids = jnp.stack([jnp.asarray(batch.astype(np.int32)) for batch in batches])
+    step = scatter_add if optimizer == "sgd" else unique
+    return state, ids, {"lookup": lookup, "step": step}
+
+
+def copied(cell: Cell, optimizer: str, batches: list[np.ndarray]) -> Any:
+    """Copies as many bytes as each phase has to move at least."""
+    distinct = statistics.mean(len(np.unique(batch)) for batch in batches)
+    row = 4 * cell.dim * (1 + STATE_FIELDS[optimizer])
+    out = 4 * cell.dim * cell.ids
+    read = {"lookup": 4 * cell.dim * distinct + out}
+    read["step"] = read["lookup"] + out + 2 * row * distinct
+    words = {phase: int(size) // 8 for phase, size in read.items()}
+    state = jnp.zeros((max(words.values()),), jnp.uint32)
+
+    def copy(phase: str) -> Any:
+        def run(state: Any, ids: Any, grads: Any) -> Any:
+            return state, jax.lax.slice(state, (0,), (words[phase],)) ^ ids
+
+        return run
+
+    return state, jnp.arange(TURNS, dtype=jnp.uint32), {p: copy(p) for p in words}
+
+
+def torch_ms(cell: Cell, optimizer: str, runs: int) -> dict[str, float]:
+    """Embedding(sparse=True) and its optimizer, by events."""
+    import torch  # takes seconds, and is not always there
+
+    emb = torch.nn.Embedding(cell.rows, cell.dim, sparse=True, device="cuda")
+    make = {
+        "sgd": torch.optim.SGD,
+        "adagrad": torch.optim.Adagrad,
+        "adam": torch.optim.SparseAdam,
+    }[optimizer]
+    update = make(emb.parameters(), lr=LEARNING_RATE)
+    grads = torch.ones(cell.ids, cell.dim, device="cuda")
+    words = torch.zeros(FLUSH_WORDS, dtype=torch.int32, device="cuda")
+    ids = [torch.from_numpy(batch).cuda() for batch in batches_of(cell)]
+
+    def step(now: Any) -> None:
+        emb(now).backward(grads)
+        update.step()
+        update.zero_grad()
+
+    times: dict[str, list[float]] = {"lookup": [], "step": []}
+    for k in range(runs + 2):
+        for phase, run in (("lookup", emb), ("step", step)):
+            words.add_(1)
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            run(ids[k % TURNS])
+            end.record()
+            torch.cuda.synchronize()
+            times[phase].append(begin.elapsed_time(end))
+    return {phase: statistics.median(many[2:]) for phase, many in times.items()}
+
+
+def jax_ms(make: Any, cell: Cell, optimizer: str, runs: int) -> dict[str, float]:
+    """Milliseconds by phase of one system that runs in JAX."""
+    grads = jnp.asarray(
+        np.random.default_rng(0).standard_normal((cell.ids, cell.dim), np.float32)
+    )
+    state, ids, phases = make(cell, optimizer, batches_of(cell))
+    found = {}
+    for phase, function in phases.items():
+        # Ids that are new can be inserted once.
+        once = cell.dist == "unique" and phase == "step" and make is ours
+        ms, state = device_ms(function, state, ids, grads, 1 if once else runs)
+        found[phase] = ms - flush_ms(runs)
+    return found
+
+
+SYSTEMS: dict[str, Callable[[Cell, str, int], dict[str, float]]] = {
+    "oneemb_jax": functools.partial(jax_ms, ours),
+    "copy": functools.partial(jax_ms, copied),
+    "JAX": functools.partial(jax_ms, jax_rows),
+    "torch": torch_ms,
+}
+
+
+def grid(quick: bool) -> list[tuple[Cell, str]]:
+    """A million ids and 64 k, wide and narrow rows, finds and inserts."""
+    rows, million = 1_700_000, 2**20
+    zipf, uniform = (Cell(rows, million, 128, dist) for dist in ("zipf", "uniform"))
+    cells = [(zipf, name) for name in OPTIMIZERS]
+    cells += [(Cell(rows, 2**16, 128, "zipf"), name) for name in OPTIMIZERS]
+    cells += [(uniform, "sgd"), (uniform, "adam")]
+    cells += [(Cell(rows, million, 16, "zipf"), name) for name in ("sgd", "adam")]
+    cells += [(Cell(rows, million, 64, "unique", 0.6), "sgd")]
+    return cells if quick else [*cells, (uniform, "adagrad")]
+
+
+def line_of(cell: Cell, optimizer: str, system: str, ms: dict[str, float]) -> str:
+    """One row of the table that is printed."""
+    distinct = statistics.mean(len(np.unique(batch)) for batch in batches_of(cell))
+    return (
+        f"| {cell.dist} | {cell.ids} | {distinct:.0f} | {cell.hit_rate} | {cell.dim} | "
+        f"{optimizer} | {system} | {ms['lookup']:.4f} | {ms['step']:.4f} |"
+    )
+
+
+HEADER = """| ids | n | n_unique | hit rate | dim | optimizer | system | lookup | step |
+|---|---|---|---|---|---|---|---|---|"""
+
+
+def main() -> None:
+    """Measures system after system and prints one line a cell."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer cells and runs")
+    parser.add_argument(
+        "--systems", nargs="+", choices=SYSTEMS, default=["oneemb_jax", "JAX", "copy"]
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=1e9, help="begin no cell after these"
+    )
+    options = parser.parse_args()
+    if jax.default_backend() != "gpu":
+        sys.exit("gpu.py: JAX has no GPU here.")
+    print(f"card: {jax.devices()[0].device_kind}, jax {jax.__version__}; milliseconds")
+    print(HEADER, flush=True)
+    begin = time.monotonic()
+    for system in options.systems:
+        for cell, optimizer in grid(options.quick):
+            if cell.dist == "unique" and system in ("JAX", "torch"):
+                continue  # arrays have no rows that are missing
+            if time.monotonic() - begin > options.seconds:
+                print(f"no time left for {system}")
+                break
+            ms = SYSTEMS[system](cell, optimizer, 5 if options.quick else 11)
+            print(line_of(cell, optimizer, system, ms), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+// The index of a table, from the device: search, and insertion in parallel.
+//
+// Keys that are inserted together end up where one thread would have put them,
+// adding them in order of their slots: an entry goes to the oldest key (the
+// lowest slot) that comes by, and whoever loses it goes on to the next entry.
+// While they compete, an entry's slot holds a claim; then every key finds its
+// claim and writes the rest of its entry.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/bucket.h"
+#include "cuda/warp.cuh"
+
+namespace oneemb::gpu {
+
+static_assert(offsetof(Bucket, ids) == 8 && offsetof(Bucket, tables) == 40 &&
+                  offsetof(Bucket, slots) == 48,
+              "what AskBucket takes a bucket apart by");
+
+// What a bucket says about a key.
+struct BucketAnswer {
+  int32_t slot;  // or kSlotMissing
+  bool last;     // nobody went past this bucket
+};
+
+// A bucket is read whole, by four loads that do not wait for each other.
+__device__ __forceinline__ BucketAnswer AskBucket(const IndexView& index,
+                                                  Key key, uint32_t tag,
+                                                  int64_t b) {
+  const uint4* const words = reinterpret_cast<const uint4*>(index.buckets + b);
+  const uint4 w[4] = {__ldg(words), __ldg(words + 1), __ldg(words + 2),
+                      __ldg(words + 3)};
+  const uint32_t ids[kBucketEntries][2] = {
+      {w[0].z, w[0].w}, {w[1].x, w[1].y}, {w[1].z, w[1].w}, {w[2].x, w[2].y}};
+  const uint32_t tables[2] = {w[2].z, w[2].w};
+  const uint32_t slots[kBucketEntries] = {w[3].x, w[3].y, w[3].z, w[3].w};
+  BucketAnswer answer{kSlotMissing, w[0].y == 0};
+#pragma unroll
+  for (int e = 0; e < kBucketEntries; ++e) {
+    const uint64_t id = ids[e][0] | (uint64_t{ids[e][1]} << 32);
+    const uint32_t table = (tables[e / 2] >> (16 * (e % 2))) & 0xffffU;
+    const bool same = ((w[0].x >> (8 * e)) & 0xffU) == tag && id == key.id &&
+                      table == key.table;
+    answer.slot = same ? static_cast<int32_t>(slots[e]) : answer.slot;
+  }
+  return answer;
+}
+
+// The lanes that search together past a home bucket.
+constexpr int kSearchLanes = 4;
+
+struct SearchShared {
+  uint8_t pending[kWarp];  // the lanes whose search goes on
+  int32_t slots[kWarp];
+};
+
+// The slot of each lane's key, or kSlotMissing, for a whole warp; lanes that do
+// not search get kSlotMissing. As FindSlot of core/bucket.h, but where a key is
+// not in its home bucket, several lanes look at the buckets after it at once: a
+// warp would wait for the longest of 32 searches.
+__device__ inline int32_t ProbeIndex(const IndexView& index, Key key,
+                                     bool searches, SearchShared* shared) {
+  const uint64_t hash = HashKey(key);
+  const int64_t home = HomeBucket(hash, index.num_buckets);
+  BucketAnswer mine{kSlotMissing, true};
+  if (searches) mine = AskBucket(index, key, HashTag(hash), home);
+  const bool pending = mine.slot < 0 && !mine.last;
+  const uint32_t mask = __ballot_sync(kAllLanes, pending);
+  if (mask == 0) return mine.slot;
+  if (pending) {
+    shared->pending[__popc(mask & LowerLanes())] = static_cast<uint8_t>(Lane());
+  }
+  __syncwarp();
+  const int count = __popc(mask);
+  const int lane = Lane() % kSearchLanes;
+  const uint32_t group = ((1U << kSearchLanes) - 1) << (Lane() - lane);
+  for (int k = 0; k < count; k += kWarp / kSearchLanes) {
+    const int item = k + Lane() / kSearchLanes;
+    const int from = shared->pending[item < count ? item : 0];
+    const Key its{__shfl_sync(kAllLanes, key.id, from),
+                  static_cast<uint16_t>(__shfl_sync(
+                      kAllLanes, static_cast<uint32_t>(key.table), from))};
+    const uint32_t tag = HashTag(__shfl_sync(kAllLanes, hash, from));
+    int64_t b = __shfl_sync(kAllLanes, home, from) + 1 + lane;
+    if (item >= count) continue;
+    int32_t slot = kSlotMissing;
+    for (int64_t seen = 1; seen < index.num_buckets; seen += kSearchLanes) {
+      while (b >= index.num_buckets) b -= index.num_buckets;
+      const BucketAnswer answer = AskBucket(index, its, tag, b);
+      const uint32_t ends =
+          __ballot_sync(group, answer.slot >= 0 || answer.last);
+      if (ends != 0) {
+        slot = __shfl_sync(group, answer.slot, __ffs(ends) - 1);
+        break;
+      }
+      b += kSearchLanes;
+    }
+    if (lane == 0) shared->slots[from] = slot;
+  }
+  __syncwarp();
+  return pending ? shared->slots[Lane()] : mine.slot;
+}
+
+// Claims rise with age, and none is 0.
+__device__ __forceinline__ uint32_t ClaimOf(int32_t slot) {
+  return ~static_cast<uint32_t>(slot);
+}
+
+__device__ __forceinline__ uint32_t* ClaimWord(Bucket* bucket, int entry) {
+  return reinterpret_cast<uint32_t*>(&bucket->slots[entry]);
+}
+
+// First step, for a key that is not there: claims an entry for it, or pushes
+// the claims of younger keys on. No key may finish meanwhile.
+__device__ inline void CompeteForEntry(const IndexView& index, uint64_t hash,
+                                       int32_t slot) {
+  uint32_t claim = ClaimOf(slot);
+  int64_t b = HomeBucket(hash, index.num_buckets);
+  for (int64_t probe = 0; probe < index.num_buckets; ++probe) {
+    Bucket* const bucket = index.buckets + b;
+    for (int e = 0; e < kBucketEntries; ++e) {
+      if (bucket->tags[e] != 0) continue;
+      const uint32_t seen = atomicMax(ClaimWord(bucket, e), claim);
+      if (seen == 0) return;
+      if (seen < claim) claim = seen;
+    }
+    atomicAdd(&bucket->overflow, 1U);
+    if (++b == index.num_buckets) b = 0;
+  }
+}
+
+// Second step, after every key has competed: writes the entry.
+__device__ inline void FinishEntry(const IndexView& index, Key key,
+                                   uint64_t hash, int32_t slot) {
+  const uint32_t claim = ClaimOf(slot);
+  int64_t b = HomeBucket(hash, index.num_buckets);
+  for (int64_t probe = 0; probe < index.num_buckets; ++probe) {
+    Bucket* const bucket = index.buckets + b;
+    for (int e = 0; e < kBucketEntries; ++e) {
+      volatile uint32_t* const word = ClaimWord(bucket, e);
+      if (*word != claim) continue;
+      bucket->ids[e] = key.id;
+      bucket->tables[e] = key.table;
+      bucket->tags[e] = HashTag(hash);
+      *word = static_cast<uint32_t>(slot);
+      return;
+    }
+    if (++b == index.num_buckets) b = 0;
+  }
+}
+
+}  // namespace oneemb::gpu

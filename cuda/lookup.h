@@ -1,0 +1,35 @@
+// lookup and read_rows: from ids to what their rows hold. They read the table.
+#pragma once
+
+#include <cstdint>
+
+#include "core/table_view.h"
+#include "cuda/launch.h"
+
+namespace oneemb::gpu {
+
+struct LookupOutput {
+  void* activations;  // [ids.size, embedding_dim] of `type`
+  FloatType type;
+  int32_t* slots;          // [ids.size]
+  uint32_t* counts;        // [kNumLookupCounts]
+  uint64_t* seen_version;  // of the layout
+};
+
+// Bytes of workspace of both.
+int64_t LookupSpace(const TableRules& rules);
+
+// As oneemb::Lookup on the CPU: one kernel finds the slots, one writes what has
+// no row, and one copies rows with as many threads as they have words for. In
+// one kernel, warps that wait for a long search would leave the memory idle,
+// and the registers of the initializers would leave room for few warps.
+cudaError_t Lookup(cudaStream_t stream, const TableView& table,
+                   const TableRules& rules, const IdsView& ids,
+                   const LookupOutput& out, void* workspace);
+
+// As oneemb::ReadRows on the CPU.
+cudaError_t ReadRows(cudaStream_t stream, const TableView& table,
+                     const TableRules& rules, const IdsView& ids,
+                     uint32_t* rows, int32_t* slots, void* workspace);
+
+}  // namespace oneemb::gpu

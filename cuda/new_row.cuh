@@ -1,0 +1,34 @@
+// What a row holds that nobody has trained.
+#pragma once
+
+#include <cstdint>
+
+#include "core/initializers.h"
+#include "core/optimizer_math.h"
+
+namespace oneemb::gpu {
+
+// Words 4 * part ... 4 * part + 3 of the new row of (table, id), as many as it
+// has. Not inlined: kernels that seldom need it keep their registers.
+inline __device__ __noinline__ void WriteNewWords(
+    const RowInitializers& rows, const OptimizerConfig& optimizer, int64_t dim,
+    int64_t row_words, uint16_t table, uint64_t id, uint32_t part,
+    uint32_t* row) {
+  float values[4] = {};
+  const int64_t first = 4 * int64_t{part};
+  if (first < dim) InitialColumns(rows, table, id, part, values);
+#pragma unroll
+  for (int c = 0; c < 4; ++c) {
+    const int64_t word = first + c;
+    if (word >= row_words) break;
+    uint32_t bits = FloatBits(values[c]);
+    if (word >= dim) {
+      DispatchOptimizer(optimizer.kind, [&](auto kind) {
+        bits = InitialStateWord<decltype(kind)>(optimizer, dim, word);
+      });
+    }
+    row[word] = bits;
+  }
+}
+
+}  // namespace oneemb::gpu

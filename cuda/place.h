@@ -1,0 +1,81 @@
+// From the ids of a batch to the slot of every position: the first half of
+// update, write_rows and global_norm.
+//
+// Three kernels. Place finds the slots that exist and lets the positions whose
+// key has none claim a cell of a hash table that lives for this call, each cell
+// going to the first position of its key. Number counts the first positions
+// from left to right, which gives new keys their slots in order of first
+// occurrence, and starts to insert them. Assign gives every position its slot,
+// finishes the insertion and writes the new rows.
+#pragma once
+
+#include <cstdint>
+
+#include "core/table_view.h"
+#include "cuda/arguments.h"
+#include "cuda/launch.h"
+#include "cuda/sort.h"
+
+namespace oneemb::gpu {
+
+enum class PlaceMode : int32_t {
+  kUpdate,     // the slots of the lookups, where the layout is what they saw
+  kWriteRows,  // every key is searched for; new rows are left to the caller
+  kNumber,     // no table: slots are numbers in order of first occurrence
+};
+
+// What the kernels of one call tell each other. Begins as zeros.
+struct PlaceState {
+  uint32_t active;       // 0: nothing is to change
+  uint32_t checksum;     // of the contexts, less what their lookups wrote
+  uint32_t outside;      // a slot is trusted, and the table does not have it
+  uint32_t any_missing;  // a position has claimed a cell
+  uint32_t next_tile;    // of Number
+  uint32_t step;         // before this call
+  uint64_t rows_before;
+  uint64_t num_new;                        // distinct keys that had no slot
+  alignas(16) unsigned char scalars[128];  // Optimizer::Scalars of this step
+};
+
+// A key that had no slot, by its number in order of first occurrence.
+struct NewKey {
+  uint64_t id;
+  uint16_t table;       // of the key
+  uint16_t init_table;  // whose initializer the row begins with
+};
+
+struct PlaceArgs {
+  PlaceMode mode;
+  FlatBatch batch;
+  TableView table;
+  KeyRules keys;
+  InitializerArgs initializers;
+  OptimizerConfig optimizer;
+  int64_t embedding_dim;
+  // kUpdate
+  const float* learning_rate;
+  const bool* apply;
+  uint32_t* step;
+  uint32_t* generation;
+  // Workspace. Zero at the beginning:
+  PlaceState* state;
+  uint64_t* tiles;        // of Number
+  uint32_t* cells;        // a power of two of them
+  uint32_t* cell_tables;  // with shared keys: ~ the lowest table that asked
+  int64_t num_cells;
+  SortPlan sort;  // its counts begin as zeros
+  // Anything at the beginning:
+  int32_t* codes;  // a slot, a kSlot* or a claimed cell; last the sort key
+  NewKey* new_keys;
+};
+
+// Takes the arrays above for `n` positions; the workspace is at its beginning,
+// and what is to be zero comes first: *zero_bytes of it.
+void TakePlaceSpace(int64_t n, bool shared_keys, Workspace* workspace,
+                    PlaceArgs* args);
+
+// Leaves the sort key of every position in `codes`, and its counts for the
+// first pass of the sort.
+cudaError_t Place(cudaStream_t stream, const PlaceArgs& args);
+
+}  // namespace oneemb::gpu
