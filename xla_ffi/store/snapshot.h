@@ -86,8 +86,13 @@ Status BuildMap(Env* env, const std::string& path, const Snapshot& snapshot,
                 const std::string& folder, int64_t least_slots,
                 std::shared_ptr<SegmentMap>* map);
 
+// Told how many rows were read, now and then; what it returns but ok ends the
+// reading.
+using ReadProgress = std::function<Status(int64_t rows)>;
+
 // Reads every row; kCorruption names the first thing that is wrong.
-Status VerifySnapshot(Env* env, const std::string& path);
+Status VerifySnapshot(Env* env, const std::string& path,
+                      const ReadProgress& progress = nullptr);
 
 // Names, sorted. None where there is no store.
 Status ListSnapshots(Env* env, const std::string& root,
