@@ -58,6 +58,17 @@ sanitize: $(stamps)/test  ## Run the tests under the sanitizers
 	$(build) --tests --sanitize thread
 	$(python) tools/pytest_asan.py $(ARGS)
 
+# The same tests, for longer.
+asan := --sanitize "address;undefined"
+.PHONY: torture
+torture: $(stamps)/test  ## Try to break the store, for an hour and more
+	ONEEMB_KILLS=2000 $(build) --long --tests kill_test
+	ONEEMB_MODEL_RUNS=3000 $(build) --long --tests store_test
+	ONEEMB_FUZZ_RUNS=1000000 $(build) --long $(asan) --tests fuzz_test
+	ONEEMB_FLIP_STEP=1 $(build) --long $(asan) --tests flip_test
+	ONEEMB_CONCURRENCY_TIMES=20 $(build) --long --sanitize thread \
+	  --tests concurrency_test
+
 .PHONY: dev
 dev:  ## Build the module into oneemb_jax/, with PYTHON or $(VENV)
 	$(if $(PYTHON),$(PYTHON),$(python)) tools/build.py

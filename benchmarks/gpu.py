@@ -86,7 +86,7 @@ def peek(state: Any) -> jax.Array:
     return jax.tree.leaves(state)[0].reshape(-1)[0].astype(jnp.float32)
 
 
-def chained(phase: Callable[..., Any]) -> Callable[..., Any]:
+def chained(phase: Callable[..., Any]) -> jax.stages.Wrapped:
     """A program of TURNS turns of `phase(state, ids, grads) -> state, result`.
 
     A flush waits for the turn before it, and a turn for its flush. The state

@@ -52,6 +52,15 @@ from oneemb_jax.options import (
 )
 from oneemb_jax.options import make_table as make_table
 from oneemb_jax.options import make_table_options as make_table_options
+from oneemb_jax.persistent_table import (
+    make_persistent_table_reader as make_persistent_table_reader,
+)
+from oneemb_jax.persistent_table import (
+    make_persistent_table_writer as make_persistent_table_writer,
+)
+from oneemb_jax.saving import restore as restore
+from oneemb_jax.saving import save as save
+from oneemb_jax.snapshot import save_snapshot as save_snapshot
 from oneemb_jax.sparse_grad import SparseGrad as SparseGrad
 from oneemb_jax.spec import TableSpec as TableSpec
 from oneemb_jax.table import Table as Table
@@ -95,6 +104,8 @@ __all__ = [
     "make_constant_initializer",
     "make_device_mem_store_options",
     "make_normal_initializer",
+    "make_persistent_table_reader",
+    "make_persistent_table_writer",
     "make_table",
     "make_table_options",
     "make_trunc_normal_initializer",
@@ -103,7 +114,10 @@ __all__ = [
     "pack_ids",
     "prefetch",
     "reset_counters",
+    "restore",
     "rowwise_adagrad",
+    "save",
+    "save_snapshot",
     "set_rows",
     "sgd",
     "size",

@@ -105,7 +105,7 @@ def init_cached(spec: TableSpec, device: Any = None) -> Table:
     try:
         nonce = store.attach(spec.name, spec.capacity)
         _open[spec.name] = _Open(store, nonce)
-        return init_table(spec, device, nonce)
+        return init_table(spec, device, nonce=nonce)
     except BaseException:
         close_cached(spec.name)
         store.close()

@@ -31,6 +31,7 @@ from oneemb_jax.initializers import Initializer
 from oneemb_jax.lookup import LookupContext, lookup
 from oneemb_jax.optimizers import Optimizer
 from oneemb_jax.options import TableOptions, table_initializers
+from oneemb_jax.snapshot_methods import SnapshotMethods
 from oneemb_jax.spec import TableSpec
 from oneemb_jax.table import Table, check_table, init_table
 
@@ -39,7 +40,7 @@ _lock = threading.Lock()
 _open: weakref.WeakValueDictionary[str, _Embedding] = weakref.WeakValueDictionary()
 
 
-class _Embedding:
+class _Embedding(SnapshotMethods):
     """What the two public classes share: everything but how many columns."""
 
     _several_columns: ClassVar[bool]
@@ -115,13 +116,15 @@ class _Embedding:
         Raises:
             ValueError: if the embedding is closed.
         """
-        if _open.get(self.spec.name) is not self:
-            raise ValueError(
-                f"{type(self).__name__}.init(): {self.spec.name!r} is closed; make "
-                "the embedding anew."
-            )
+        self._check_open(f"{type(self).__name__}.init()")
         make = init_cached if self.spec.is_cached else init_table
         return make(self.spec, device)
+
+    def _check_open(self, call: str) -> None:
+        if _open.get(self.spec.name) is not self:
+            raise ValueError(
+                f"{call}: {self.spec.name!r} is closed; make the embedding anew."
+            )
 
     def __call__(
         self, table: Table, ids: Any, table_ids: Any = None, *, dtype: Any = jnp.float32

@@ -349,6 +349,22 @@ def set_rows(
     return table
 
 
+def write_raw_rows(
+    table: Table, words: np.ndarray, tables: np.ndarray, rows: np.ndarray
+) -> Table:
+    """Writes whole rows as they are; the table given is donated.
+
+    Args:
+        table: the table.
+        words: ids as uint32[n, id_words].
+        tables: int32[n].
+        rows: uint32[n, row_words].
+    """
+    if not len(words):
+        return table
+    return _write_rows(table, *map(_padded, (words, tables, rows)))
+
+
 def _as_rows(
     values: Any, argument: str, dtype: Any, shapes: Sequence[tuple[int, ...]]
 ) -> np.ndarray:

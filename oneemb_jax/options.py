@@ -20,6 +20,9 @@ from oneemb_jax.initializers import (
 )
 from oneemb_jax.optimizers import Optimizer
 
+#: What names a folder.
+AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
 _BLOCK_SIZES = (512, 4096)
 #: The kernels keep a table's number in 16 bits.
 _MOST_TABLES = 2**16
@@ -145,7 +148,8 @@ def path_option(value: Any, call: str) -> str | tuple[str, ...] | None:
         return None
     several = isinstance(value, list | tuple)
     paths = list(value) if several else [value]
-    if not paths or not all(isinstance(p, str | os.PathLike) and str(p) for p in paths):
+    kinds = str | bytes | os.PathLike
+    if not paths or not all(isinstance(p, kinds) and os.fsencode(p) for p in paths):
         raise TypeError(
             f"{call}(persistent_path={value!r}): pass the path of a folder, a list "
             "of paths, or None."
@@ -299,7 +303,7 @@ def table_initializers(
 
 
 def make_device_mem_store_options(
-    persistent_path: str | os.PathLike[str] | Sequence[str] | None = None,
+    persistent_path: AnyPath | Sequence[AnyPath] | None = None,
     capacity: int | None = None,
     size_factor: int = 1,
     storage_dim: int = -1,
@@ -308,8 +312,9 @@ def make_device_mem_store_options(
     """Options of an embedding whose rows are all in device memory.
 
     Args:
-        persistent_path: where snapshots go: a folder, a list of folders (one a
-            process), or None.
+        persistent_path: where snapshots go: a folder, which gets one for each rank
+            (``0-1`` for a table on one device), a list with the folder of each rank,
+            or None.
         capacity: rows that a table has room for, over all its tables. Required.
             The memory is reserved, and used as rows appear; ``oe.grow`` gives more.
         size_factor: float32 a row has for each element of the embedding,

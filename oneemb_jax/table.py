@@ -260,7 +260,12 @@ def _empty_arrays(spec: TableSpec, capacity: int) -> list[jax.Array]:
     return _ffi.call("oneemb_create", array_shapes(spec, capacity), **spec.attributes())
 
 
-def init_table(spec: TableSpec, device: Any = None, nonce: int = 0) -> Table:
+def init_table(
+    spec: TableSpec,
+    device: Any = None,
+    capacity: int | None = None,
+    nonce: int = 0,
+) -> Table:
     """An empty table of ``spec.capacity`` rows.
 
     Memory of rows is taken from the system as rows appear.
@@ -269,13 +274,14 @@ def init_table(spec: TableSpec, device: Any = None, nonce: int = 0) -> Table:
         spec: what to make.
         device: a ``jax.Device``, which the table then is committed to; None means
             JAX's default device.
+        capacity: another number of rows than the spec's.
         nonce: of the Store that a cached table has.
     """
     if not isinstance(device, jax.Device | None):
         raise TypeError(
             f"init(device={device!r}): pass a jax.Device, such as jax.devices()[0]."
         )
-    capacity = check_capacity(spec.capacity, "init")
+    capacity = check_capacity(capacity or spec.capacity, "init")
     store_nonce = np.array([[nonce]], np.uint64).view(np.uint32)
     constant = spec.optimizer.learning_rate
     rate = np.float32(0.0 if callable(constant) else constant)

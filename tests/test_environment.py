@@ -142,11 +142,11 @@ def test_an_old_jaxlib_is_refused_before_anything_is_registered(monkeypatch, tmp
         jax.ffi, "register_ffi_target", lambda *args, **kwargs: registered.append(args)
     )
     with pytest.raises(ImportError, match=r"jaxlib has 0\.1.*Nothing was registered"):
-        _ffi._register(_ffi._native)
+        _ffi._register(_ffi.native)
     assert registered == []
     header.write_text("no version here")
     with pytest.raises(ImportError, match="cannot read the FFI version"):
-        _ffi._register(_ffi._native)
+        _ffi._register(_ffi.native)
     assert registered == []
 
 

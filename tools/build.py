@@ -5,6 +5,7 @@ python tools/build.py --install             the package, into this environment
 python tools/build.py --prefix DIR          the module and the package, into DIR
 python tools/build.py --tests [NAME]        the C++ tests (or one), built and run
 python tools/build.py --compile-commands    nothing; build/lint for clang-tidy
+python tools/build.py --tests NAME --long    a test without a limit of time, that tells
 All but --install take --ffi-include DIR, for a machine without network, and
 --sanitize address, undefined, "address;undefined" or thread.
 
@@ -77,6 +78,7 @@ def configure(folder: Path, options: argparse.Namespace) -> None:
         "ONEEMB_BUILD_TESTS": "ON" if lint or not module else "OFF",
         "ONEEMB_INPLACE": "OFF" if lint or options.prefix else "ON",
         "ONEEMB_SANITIZE": options.sanitize,
+        "ONEEMB_TEST_SECONDS": "86400" if options.long else "600",
         "ONEEMB_WERROR": "ON",
         # clang-tidy does not read the flags of nvcc.
         "ONEEMB_CUDA": "OFF" if lint else "AUTO",
@@ -130,6 +132,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tests", nargs="?", const="all")
+    parser.add_argument("--long", action="store_true")
     parser.add_argument("--compile-commands", action="store_true")
     parser.add_argument("--install", action="store_true")
     parser.add_argument("--prefix", type=Path)
@@ -146,10 +149,11 @@ def main() -> None:
         return
     build = [tool("cmake"), "--build", folder, "--parallel", options.jobs]
     if options.tests:
-        pattern = ".*" if options.tests == "all" else f"^{options.tests}$"
+        pattern = ".*" if options.tests == "all" else rf"^{options.tests}(\.[0-9]+)?$"
         run(*build, "--target", options.tests)
         ctest = [tool("ctest"), "--test-dir", folder, "--parallel", options.jobs]
-        run(*ctest, "--output-on-failure", "--no-tests=error", "-R", pattern)
+        output = "--verbose" if options.long else "--output-on-failure"
+        run(*ctest, output, "--no-tests=error", "-R", pattern)
         return
     run(*build)
     if options.prefix is not None:

@@ -30,12 +30,14 @@ LAYERS = (
     ("_ffi", "spec", "embedding_args"),
     ("table", "store"),
     ("cache",),
-    ("counters", "lookup"),
-    ("sparse_grad", "tiers"),
+    ("counters", "lookup", "manifest", "trees"),
+    ("sparse_grad", "tiers", "snapshot_files", "saved_files"),
     ("update",),
-    ("grad", "host", "items", "exchange", "snapshot"),
+    ("grad", "host", "items", "exchange", "persistent_table"),
+    ("snapshot",),
+    ("snapshot_methods",),
     ("embedding", "scheduler"),
-    ("oneflow_tables",),
+    ("oneflow_tables", "saving"),
     ("oneflow", "checkpoint"),
     ("formats",),
     ("cli",),
@@ -56,10 +58,20 @@ INCLUDES = {
     "cuda": {"core", "cuda"},
     "tests/cpp": {"core", "cpu", "store", "tier"},
 }
-MODULE_INCLUDES = {"core", "cpu", "store", "tier", "cuda", "store_module.h"}
+MODULE_INCLUDES = {
+    "core", "cpu", "store", "tier", "cuda", "store_arrays.h", "store_module.h"
+}  # fmt: skip
 # The sources that know Python.
 MODULE_FILES = {
-    f"xla_ffi/{n}" for n in ("module.cc", "store_module.cc", "store_module.h")
+    f"xla_ffi/{name}"
+    for name in (
+        "module.cc",
+        "snapshot_module.cc",
+        "store_arrays.cc",
+        "store_arrays.h",
+        "store_module.cc",
+        "store_module.h",
+    )
 }
 # The side of a folder that knows XLA, besides every *_ffi.cc and *_ffi.h.
 FFI_HEADERS = {"ffi_util", "handlers"}

@@ -115,6 +115,18 @@ TEST(ADamagedRowKeepsItsSegmentAndTheOthersMove) {
     }
   }
   CHECK(failed > 0 && failed <= 20);
+  // When the damaged rows die, the segment goes like any other.
+  TestBatch all;
+  for (auto& [key, row] : model) {
+    row = MakeRow(key, 99, kWidth);
+    all.Add(key, row);
+  }
+  CHECK_OK(store->Put(all.span(), all.rows.data()));
+  CHECK_OK(store->Compact());
+  CHECK_EQ(StatsOf(*store).damaged_segments, 0);
+  const std::vector<std::string> files = env->Files();
+  CHECK(std::find(files.begin(), files.end(), path) == files.end());
+  CHECK(Dump(store.get()) == model);
 }
 
 // What cannot be synced where it is, is moved to where it can.

@@ -1,9 +1,12 @@
 // Everything at once: fetch, put, erase, snapshot, iteration and compaction.
 // Rows carry their key and version, so a wrong one names its origin.
+//
+// ONEEMB_CONCURRENCY_TIMES=20 goes on for longer.
 #include <atomic>
 #include <cstring>
 #include <thread>
 
+#include "setting.h"
 #include "temp_folder.h"
 #include "test_store.h"
 
@@ -152,6 +155,9 @@ void RunAll(const StoreOptions& options, uint64_t versions) {
   if (options.kind == StoreKind::kSsd) CHECK(stats.compactions > 0);
 }
 
+// How much longer than usual.
+uint64_t Times() { return Setting("ONEEMB_CONCURRENCY_TIMES", 1); }
+
 StoreOptions Options(StoreKind kind, std::shared_ptr<Env> env) {
   StoreOptions options = SmallOptions(std::move(env), kWidth, kind);
   options.host_budget_bytes = int64_t{1} << 20;
@@ -162,8 +168,41 @@ StoreOptions Options(StoreKind kind, std::shared_ptr<Env> env) {
 
 TEST(EverythingAtOnceOnASimulatedDisk) {
   for (const StoreKind kind : kAllKinds) {
-    RunAll(Options(kind, std::make_shared<SimEnv>()), 60);
+    RunAll(Options(kind, std::make_shared<SimEnv>()), 60 * Times());
   }
+}
+
+// Many puts at the edge of the budget, and many fetches: each counts on memory
+// that the others want too.
+TEST(TheBudgetIsABoundForAllAtOnce) {
+  StoreOptions options = SmallOptions(std::make_shared<SimEnv>(), 4);
+  options.ssd.memory_budget_bytes = int64_t{4} << 20;
+  options.ssd.readers = 2;
+  const auto store = OpenStore(options);
+  std::vector<std::thread> threads;
+  std::atomic<bool> failed{false};
+  for (uint64_t t = 0; t < 6; ++t) {
+    threads.emplace_back([&, t] {
+      std::mt19937_64 random(t);
+      std::vector<Key> keys(4000);
+      std::vector<char> rows(keys.size() * 4, 'r');
+      std::vector<uint8_t> found(keys.size());
+      Status status;
+      while (status.ok()) {
+        for (Key& key : keys) key = {random(), 0};
+        const KeySpan span{keys.data(), static_cast<int64_t>(keys.size())};
+        status = store->Put(span, rows.data());
+        if (!store->Fetch(span, rows.data(), found.data()).ok()) failed = true;
+      }
+      if (status.kind() != StatusKind::kNoSpace) failed = true;
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  StoreStats stats;
+  CHECK_OK(store->Stats(&stats));
+  CHECK(!failed);
+  CHECK(stats.rows > 10000);
+  CHECK(stats.memory_bytes <= options.ssd.memory_budget_bytes);
 }
 
 TEST(EverythingAtOnceOnARealDisk) {
@@ -173,7 +212,7 @@ TEST(EverythingAtOnceOnARealDisk) {
     CHECK_OK(NewPosixEnv(engine, &env));
     StoreOptions options = Options(StoreKind::kSsd, env);
     options.path = folder.path() + "/s";
-    RunAll(options, 40);
+    RunAll(options, 40 * Times());
   }
 }
 

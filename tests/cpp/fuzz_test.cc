@@ -4,9 +4,9 @@
 //
 // ONEEMB_FUZZ_RUNS=1000000 runs for longer; ONEEMB_FUZZ_SEED begins elsewhere.
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 
+#include "setting.h"
 #include "store/crc32c.h"
 #include "store/manifest.h"
 #include "test_store.h"
@@ -16,11 +16,6 @@ namespace {
 
 constexpr int64_t kWidth = 200;
 constexpr char kFolder[] = "store/snap/s/";
-
-uint64_t Setting(const char* name, uint64_t otherwise) {
-  const char* const text = std::getenv(name);  // NOLINT(concurrency-mt-unsafe)
-  return text == nullptr ? otherwise : std::strtoull(text, nullptr, 10);
-}
 
 using Bytes = std::vector<char>;
 

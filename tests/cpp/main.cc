@@ -1,5 +1,7 @@
-// Runs the tests of one executable: all of them, or those named as arguments.
+// Runs the tests of one executable: all of them, those named as arguments, or
+// with k/n as the only argument every n-th, beginning with test k.
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 
@@ -28,24 +30,50 @@ bool Exists(const char* name) {
   });
 }
 
+// Names and a share of the tests; nothing chosen is everything.
+struct Choice {
+  std::vector<const char*> names;
+  size_t first = 0;
+  size_t stride = 1;
+
+  bool Has(size_t i) const {
+    if (i % stride != first) return false;
+    return names.empty() ||
+           std::any_of(names.begin(), names.end(), [&](const char* name) {
+             return std::strcmp(Registry()[i].name, name) == 0;
+           });
+  }
+};
+
+// Whether the arguments make sense; what is wrong is printed.
+bool Parse(int argc, char** argv, Choice* choice) {
+  if (argc == 2 && std::strchr(argv[1], '/') != nullptr) {
+    char* slash = nullptr;
+    choice->first = std::strtoul(argv[1], &slash, 10);
+    choice->stride = *slash == '/' ? std::strtoul(slash + 1, nullptr, 10) : 0;
+    if (choice->first < choice->stride) return true;
+    std::cerr << "no share " << argv[1] << '\n';
+    return false;
+  }
+  choice->names.assign(argv + 1, argv + argc);
+  for (const char* name : choice->names) {
+    if (Exists(name)) continue;
+    std::cerr << "no test named " << name << '\n';
+    return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::vector<const char*> wanted(argv + 1, argv + argc);
-  for (const char* name : wanted) {
-    if (Exists(name)) continue;
-    std::cerr << "no test named " << name << '\n';
-    return 2;
-  }
+  Choice choice;
+  if (!Parse(argc, argv, &choice)) return 2;
   int passed = 0;
   int failed = 0;
-  for (const Test& test : Registry()) {
-    const bool chosen =
-        wanted.empty() ||
-        std::any_of(wanted.begin(), wanted.end(), [&](const char* name) {
-          return std::strcmp(test.name, name) == 0;
-        });
-    if (!chosen) continue;
+  for (size_t i = 0; i < Registry().size(); ++i) {
+    if (!choice.Has(i)) continue;
+    const Test& test = Registry()[i];
     const bool ok = Passes(test);
     ++(ok ? passed : failed);
     std::cout << (ok ? "ok   " : "FAIL ") << test.name << '\n';

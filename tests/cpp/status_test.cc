@@ -39,6 +39,9 @@ TEST(SystemErrorsNameCallPathAndReason) {
   CHECK_EQ(SystemError("mkdir", "a", EEXIST).kind(),
            StatusKind::kAlreadyExists);
   CHECK_EQ(SystemError("link", "a", EXDEV).kind(), StatusKind::kNoLink);
+  CHECK_EQ(SystemError("open", "a", EACCES).kind(), StatusKind::kIoError);
+  CHECK_EQ(SystemError("open", "a", EACCES).error(), EACCES);
+  CHECK_EQ(Status(StatusKind::kLocked, "x").error(), 0);
 }
 
 TEST(KeysCompareByTableAndId) {

@@ -1,6 +1,7 @@
 // The contract of a Store, on a simulated disk.
 #include "store/store.h"
 
+#include "setting.h"
 #include "test_store.h"
 
 namespace oneemb {
@@ -149,7 +150,7 @@ TEST(AStoreStartsEmptyAndKeepsSnapshots) {
 
 TEST(BudgetOfTheIndexIsABound) {
   StoreOptions options = SmallOptions(std::make_shared<SimEnv>(), 4);
-  options.ssd.memory_budget_bytes = int64_t{2} << 20;
+  options.ssd.memory_budget_bytes = int64_t{6} << 20;
   const auto store = OpenStore(options);
   std::mt19937_64 random(1);
   Model model;
@@ -170,6 +171,15 @@ TEST(BudgetOfTheIndexIsABound) {
   CHECK(status.message().find("memory_budget_bytes") != std::string::npos);
   CHECK(model.size() > 10000);
   CHECK(Dump(store.get()) == model);
+}
+
+TEST(ABudgetBelowTheBuffersIsRefused) {
+  StoreOptions options = SmallOptions(std::make_shared<SimEnv>(), 4);
+  options.ssd.memory_budget_bytes = 100000;
+  std::unique_ptr<Store> store;
+  const Status status = Store::Open(options, &store);
+  CHECK_EQ(status.kind(), StatusKind::kInvalidArgument);
+  CHECK(status.message().find("buffers alone take") != std::string::npos);
 }
 
 // Random calls; after each the store is what the model is.
@@ -228,11 +238,19 @@ void RunAgainstModel(StoreKind kind, uint64_t seed, int steps) {
 }
 
 TEST(RandomCallsAgreeWithAMap) {
+  const uint64_t first = Setting("ONEEMB_MODEL_SEED", 1);
+  const uint64_t runs = Setting("ONEEMB_MODEL_RUNS", 40);
   for (const StoreKind kind : kAllKinds) {
-    for (uint64_t seed = 1; seed <= 40; ++seed) {
-      RunAgainstModel(kind, seed, 120);
+    for (uint64_t seed = first; seed < first + runs; ++seed) {
+      try {
+        RunAgainstModel(kind, seed, 120);
+      } catch (const check::Failure&) {
+        std::cerr << "ONEEMB_MODEL_SEED=" << seed << '\n';
+        throw;
+      }
     }
   }
+  std::cout << std::size(kAllKinds) * runs * 120 << " calls\n";
 }
 
 }  // namespace

@@ -11,10 +11,10 @@ namespace oneemb {
 
 class TempFolder {
  public:
-  TempFolder() {
-    // The current folder, not /tmp: that is often memory, where O_DIRECT checks
-    // no alignment.
-    std::string name = "oneemb_test_XXXXXX";
+  // In the current folder, not /tmp: that is often memory, where O_DIRECT checks
+  // no alignment.
+  explicit TempFolder(const std::string& parent = ".") {
+    std::string name = parent + "/oneemb_test_XXXXXX";
     CHECK(mkdtemp(name.data()) != nullptr);
     path_ = std::filesystem::absolute(name).string();
   }

@@ -429,11 +429,7 @@ struct Lamb : OptimizerBase {
 };
 
 // Calls f with an object of the optimizer's type; not at all for kUnknown.
-// nvcc need not worry about f: it belongs to whoever calls.
-#if defined(__CUDACC__)
-#pragma nv_exec_check_disable
-#endif
-template <class F>
+ONEEMB_ANY_CALLBACK template <class F>
 ONEEMB_HD void DispatchOptimizer(OptimizerKind kind, const F& f) {
   switch (kind) {
     case OptimizerKind::kUnknown:

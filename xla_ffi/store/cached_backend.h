@@ -2,7 +2,8 @@
 //
 // The cache is written back: a row that was put lives in the cache alone until
 // it is evicted or saved. So the two together hold every row, and one lock
-// keeps them together.
+// keeps them together: shared by fetches, which let go of it before they read
+// from the SSD, and held alone by all that changes.
 #pragma once
 
 #include <cstdint>
@@ -40,9 +41,13 @@ class CachedBackend final : public Backend {
                 std::unique_ptr<HostCache> cache)
       : row_bytes_(row_bytes), ssd_(std::move(ssd)), cache_(std::move(cache)) {}
 
+  struct Rows;
   struct Misses;
 
-  void Keep(const Misses& misses) ONEEMB_REQUIRES(mutex_);
+  void Look(KeySpan keys, char* rows, uint8_t* found, Access access,
+            Misses* misses) ONEEMB_EXCLUDES(mutex_);
+  void Keep(const Misses& misses) ONEEMB_EXCLUDES(mutex_);
+  bool Insert(const Rows& some, bool dirty) ONEEMB_REQUIRES(mutex_);
   Status MakeRoom(int64_t rows) ONEEMB_REQUIRES(mutex_);
   Status WriteToSsd(KeySpan keys, const char* rows) ONEEMB_REQUIRES(mutex_);
   Status PutPast(KeySpan keys, const char* rows) ONEEMB_REQUIRES(mutex_);
@@ -51,10 +56,11 @@ class CachedBackend final : public Backend {
 
   const int64_t row_bytes_;
   const std::unique_ptr<SsdTier> ssd_;
-  mutable Mutex mutex_;
+  mutable SharedMutex mutex_;
   std::unique_ptr<HostCache> cache_ ONEEMB_GUARDED_BY(mutex_);
   // Rows that the SSD has no version of.
   int64_t only_cached_ ONEEMB_GUARDED_BY(mutex_) = 0;
+  std::vector<uint8_t> taken_ ONEEMB_GUARDED_BY(mutex_);  // what Insert is told
 };
 
 }  // namespace oneemb

@@ -3,22 +3,18 @@
 #include "store/files.h"
 
 namespace oneemb {
-namespace {
-
-constexpr int64_t kReadBytes = int64_t{1} << 20;
-
-}  // namespace
 
 Status Compactor::Step(SegmentMap* map, bool only_urgent, bool* worked) {
   const Victim victim = map->PickVictim(utilisation_, only_urgent);
   *worked = victim.place >= 0;
   if (!*worked) return {};
+  const std::string path = JoinPath(folder_, victim.view.segment->name);
   if (victim.live > 0) ONEEMB_RETURN_IF_ERROR(MoveRows(map, victim));
   map->Remove(victim.place);
   ++steps_;
   // Readers in flight keep the open file. A name that stays costs space until
   // the store is opened again, and nothing else.
-  (void)env_->Remove(JoinPath(folder_, victim.view.segment->name));
+  (void)env_->Remove(path);
   return {};
 }
 
@@ -27,12 +23,12 @@ Status Compactor::MoveRows(SegmentMap* map, const Victim& victim) {
   RowBatch batch;
   Status damaged;
   for (;;) {
-    ONEEMB_RETURN_IF_ERROR(scan.Next(env_, kReadBytes, &batch));
+    ONEEMB_RETURN_IF_ERROR(scan.Next(env_, kCompactionReadBytes, &batch));
     if (batch.empty()) break;
     if (damaged.ok() && !batch.bad.empty()) damaged = batch.bad.front();
     ONEEMB_RETURN_IF_ERROR(MoveBatch(map, victim, batch));
   }
-  // The damaged row may have died since; then the next call finds that out.
+  // When the damaged row dies, or has died since, the segment is emptied.
   if (!damaged.ok()) map->Pin(victim.place);
   return damaged;
 }

@@ -13,6 +13,9 @@
 
 namespace oneemb {
 
+// A segment is read in pieces of about this many bytes.
+constexpr int64_t kCompactionReadBytes = int64_t{1} << 20;
+
 // For one thread at a time. Rows may be put and erased meanwhile: a row that
 // has a newer version by the time it was moved stays where that one is.
 class Compactor {
@@ -27,7 +30,7 @@ class Compactor {
   // Empties and removes one segment. *worked says whether there was one: with
   // only_urgent, one that is dead or could not be sealed. An error changes no
   // row: what was not moved stays where it is. kCorruption when a damaged row
-  // was found; it stays too, and its segment is left alone from then on.
+  // was found; it stays too, and its segment is left alone until it dies.
   Status Step(SegmentMap* map, bool only_urgent, bool* worked);
 
   // Seals the segment that moved rows go to.

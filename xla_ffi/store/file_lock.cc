@@ -12,6 +12,8 @@
 #include <mutex>
 #include <utility>
 
+#include "store/posix_engine.h"
+
 namespace oneemb {
 namespace {
 
@@ -63,14 +65,18 @@ class HeldLocks {
 
 class HeldLock final : public FileLock {
  public:
-  HeldLock(FileId id, int fd) : id_(id), fd_(fd) {}
-  ~HeldLock() override { HeldLocks::Get().Release(id_, fd_); }
+  explicit HeldLock(FileId id) : id_(id) {}
+  ~HeldLock() override {
+    if (fd_ >= 0) HeldLocks::Get().Release(id_, fd_);
+  }
   HeldLock(const HeldLock&) = delete;
   HeldLock& operator=(const HeldLock&) = delete;
 
+  void Hold(int fd) { fd_ = fd; }
+
  private:
   const FileId id_;
-  const int fd_;
+  int fd_ = -1;
 };
 
 std::string OwnerOf(int fd) {
@@ -116,16 +122,14 @@ Status LockDescriptor(const std::string& path, int fd, FileId* id) {
 Status LockFile(const std::string& path, std::unique_ptr<FileLock>* lock) {
   HeldLocks& held = HeldLocks::Get();
   const std::lock_guard<std::mutex> guard(held.mutex());
-  const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (fd < 0) return SystemError("open", path, errno);
+  Descriptor fd(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
+  if (fd.get() < 0) return SystemError("open", path, errno);
   FileId id;
-  Status status = LockDescriptor(path, fd, &id);
-  if (!status.ok()) {
-    close(fd);
-    return status;
-  }
-  held.Add(id, fd);
-  *lock = std::make_unique<HeldLock>(id, fd);
+  ONEEMB_RETURN_IF_ERROR(LockDescriptor(path, fd.get(), &id));
+  auto fresh = std::make_unique<HeldLock>(id);
+  held.Add(id, fd.get());
+  fresh->Hold(fd.release());
+  *lock = std::move(fresh);
   return {};
 }
 

@@ -197,18 +197,21 @@ void HostCache::Peek(const Key* keys, int64_t n, char* rows,
   });
 }
 
-int64_t HostCache::CountMissing(const Key* keys, int64_t n) const {
-  int64_t missing = 0;
+int64_t HostCache::CountMissing(const Key* keys, int64_t n,
+                                uint8_t* missing) const {
+  int64_t count = 0;
   Pipeline<IndexShard::Search>(
       n,
       [&](int64_t i, IndexShard::Search* search) {
         *search = index_.Begin({HashKey(keys[i]), keys[i].table});
       },
       [&](int64_t, IndexShard::Search* search) { index_.Continue(search); },
-      [&](int64_t, IndexShard::Search* search) {
-        if (!index_.End(*search).found()) ++missing;
+      [&](int64_t i, IndexShard::Search* search) {
+        const bool here = index_.End(*search).found();
+        count += here ? 0 : 1;
+        if (missing != nullptr) missing[i] = here ? 0 : 1;
       });
-  return missing;
+  return count;
 }
 
 bool HostCache::TakeSlot(uint32_t* slot) {
@@ -267,7 +270,7 @@ void HostCache::Evict(uint32_t slot, bool from_main) {
 
 Status HostCache::MakeRoom(int64_t n, std::vector<Key>* keys,
                            std::vector<char>* rows) {
-  const int64_t most = std::min(n, capacity_) - FreeRows();
+  const int64_t most = std::min(n, capacity_) - free_rows();
   if (most <= 0) return {};
   const auto width = static_cast<size_t>(options_.row_bytes);
   const auto writes = static_cast<size_t>(std::min(most, dirty_));

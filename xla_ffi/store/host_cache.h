@@ -59,8 +59,12 @@ class HostCache {
   // The same, but the cache learns nothing of it: for evaluation.
   void Peek(const Key* keys, int64_t n, char* rows, uint8_t* found) const;
 
-  // How many of these keys have no row here: what to make room for.
-  int64_t CountMissing(const Key* keys, int64_t n) const;
+  // How many of these keys have no row here: what to make room for. missing[i],
+  // unless it is null, is 1 for each of them, else 0.
+  int64_t CountMissing(const Key* keys, int64_t n,
+                       uint8_t* missing = nullptr) const;
+  // How many more rows find room at once.
+  int64_t free_rows() const { return capacity_ - slots_ + num_free_; }
 
   // Makes room for n more rows, or for as many as can be. Clean rows go at
   // once; dirty ones are appended to *keys and *rows and stay, for Fetch too,
@@ -94,6 +98,7 @@ class HostCache {
   void Clear();
 
   int64_t size() const { return index_.size(); }
+  int64_t num_buckets() const { return index_.num_buckets(); }  // of its index
   int64_t dirty() const { return dirty_; }
   // All memory that it holds; at most the budget, and constant.
   int64_t bytes() const { return bytes_; }
@@ -107,7 +112,6 @@ class HostCache {
 
   HostCache(const HostTierOptions& options, PageSource* pages);
   Status Allocate();
-  int64_t FreeRows() const { return capacity_ - slots_ + num_free_; }
   bool Pinned(uint64_t location) const;
   void Touch(Place place, uint64_t batch) const;
   template <class Found>

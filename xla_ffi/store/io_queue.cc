@@ -1,6 +1,7 @@
 #include "store/io_queue.h"
 
 #include <cerrno>
+#include <new>
 
 namespace oneemb {
 namespace {
@@ -12,9 +13,21 @@ constexpr int kMaxTries = 16;
 // its caller writes elsewhere.
 constexpr int kReadErrorTries = kMaxTries / 2;
 
-std::string Describe(const Transfer& transfer) {
-  return transfer.file->path() + " at byte " + std::to_string(transfer.offset) +
-         ", " + std::to_string(transfer.bytes) + " bytes";
+// Names the transfer and what befell it; without memory for the words there is
+// the kind.
+Status Failed(const Transfer& transfer, int error) noexcept {
+  try {
+    const std::string what = transfer.file->path() + " at byte " +
+                             std::to_string(transfer.offset) + ", " +
+                             std::to_string(transfer.bytes) + " bytes";
+    if (error == 0) {
+      return {StatusKind::kCorruption, what + ": the file ends before that"};
+    }
+    return SystemError(transfer.write ? "write" : "read", what, error);
+  } catch (const std::bad_alloc&) {
+    return {error == 0 ? StatusKind::kCorruption : StatusKind::kIoError, "I/O",
+            error};
+  }
 }
 
 }  // namespace
@@ -24,6 +37,10 @@ Status IoQueue::Open(Env* env, int depth, std::unique_ptr<IoQueue>* queue) {
   ONEEMB_RETURN_IF_ERROR(env->NewEngine(depth, &engine));
   queue->reset(new IoQueue(std::move(engine), depth));
   return {};
+}
+
+IoQueue::~IoQueue() {
+  for (; in_flight_ > 0; --in_flight_) (void)engine_->Next();
 }
 
 void IoQueue::Start(Transfer* transfer) {
@@ -45,12 +62,11 @@ void IoQueue::Continue(Transfer* transfer) {
   engine_->Start(&transfer->io_);
 }
 
-bool IoQueue::Ended(Transfer* transfer) {
+bool IoQueue::Ended(Transfer* transfer) noexcept {
   const Io& io = transfer->io_;
   if (io.result == io.bytes) return true;
   if (io.result == 0 && !transfer->write) {
-    transfer->status = {StatusKind::kCorruption,
-                        Describe(*transfer) + ": the file ends before that"};
+    transfer->status = Failed(*transfer, 0);
     return true;
   }
   // A direct transfer can only go on at a multiple of the alignment.
@@ -64,8 +80,7 @@ bool IoQueue::Ended(Transfer* transfer) {
     return false;
   }
   const int error = io.result < 0 ? static_cast<int>(-io.result) : EIO;
-  transfer->status = SystemError(transfer->write ? "write" : "read",
-                                 Describe(*transfer), error);
+  transfer->status = Failed(*transfer, error);
   return true;
 }
 

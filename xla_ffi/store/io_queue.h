@@ -25,11 +25,15 @@ struct Transfer {
   int tries_ = 0;
 };
 
-// Transfers in flight, at most `depth` of them. For one thread at a time. All
-// that was started must have been finished before the queue is destroyed.
+// Transfers in flight, at most `depth` of them. For one thread at a time. The
+// destructor waits for those that nobody has finished: their memory must live
+// until then.
 class IoQueue {
  public:
   static Status Open(Env* env, int depth, std::unique_ptr<IoQueue>* queue);
+  ~IoQueue();
+  IoQueue(const IoQueue&) = delete;
+  IoQueue& operator=(const IoQueue&) = delete;
 
   int depth() const { return depth_; }
   int in_flight() const { return in_flight_; }
@@ -48,7 +52,7 @@ class IoQueue {
 
   void Continue(Transfer* transfer);
   // Whether the transfer has ended, with its status set.
-  bool Ended(Transfer* transfer);
+  bool Ended(Transfer* transfer) noexcept;
 
   const std::unique_ptr<IoEngine> engine_;
   const int depth_;

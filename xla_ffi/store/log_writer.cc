@@ -1,5 +1,7 @@
 #include "store/log_writer.h"
 
+#include <new>
+
 namespace oneemb {
 
 int64_t LogWriter::PlaceOf(SegmentMap* map,
@@ -7,6 +9,7 @@ int64_t LogWriter::PlaceOf(SegmentMap* map,
   for (const Known& known : known_) {
     if (known.segment == s) return known.place;
   }
+  known_.reserve(known_.size() + 1);  // nothing may fail once it is in the map
   known_.push_back({s, map->Add(s)});
   return known_.back().place;
 }
@@ -34,10 +37,16 @@ Status LogWriter::Append(SegmentMap* map, KeySpan keys, const char* rows,
   return {};
 }
 
-void LogWriter::Settle(SegmentMap* map) {
-  for (const ClosedSegment& closed : writer_.TakeClosed()) {
-    const int64_t place = PlaceOf(map, closed.segment);
-    map->Close(place, closed.num_slots, closed.sealed.ok());
+void LogWriter::Settle(SegmentMap* map) noexcept {
+  while (const ClosedSegment* const closed = writer_.FirstClosed()) {
+    int64_t place = 0;
+    try {
+      place = PlaceOf(map, closed->segment);
+    } catch (const std::bad_alloc&) {
+      return;
+    }
+    map->Close(place, closed->num_slots, closed->sealed.ok());
+    writer_.PopClosed();
     for (size_t k = 0; k < known_.size(); ++k) {
       if (known_[k].place != place) continue;
       known_.erase(known_.begin() + static_cast<std::ptrdiff_t>(k));
@@ -53,7 +62,7 @@ void LogWriter::Close(SegmentMap* map) {
 
 void LogWriter::Abandon() {
   writer_.Abandon();
-  (void)writer_.TakeClosed();
+  while (writer_.FirstClosed() != nullptr) writer_.PopClosed();
   known_.clear();
 }
 

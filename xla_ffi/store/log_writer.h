@@ -23,8 +23,9 @@ class LogWriter {
   // fails, tries once more, elsewhere.
   Status Append(SegmentMap* map, KeySpan keys, const char* rows,
                 std::vector<uint64_t>* locations);
-  // Tells the map which segments are closed.
-  void Settle(SegmentMap* map);
+  // Tells the map which segments are closed; those for which there is no memory
+  // the next time.
+  void Settle(SegmentMap* map) noexcept;
   // Seals the open segment and settles. What could not be sealed is in the
   // map's hands: it is not durable, and first to be compacted.
   void Close(SegmentMap* map);

@@ -1,20 +1,43 @@
 // The two ways in which PosixEnv makes transfers.
 #pragma once
 
+#include <unistd.h>
+
 #include <memory>
+#include <string>
+#include <utility>
 
 #include "store/env.h"
 
 namespace oneemb {
 
+// Closes a descriptor, unless it is released before.
+class Descriptor {
+ public:
+  explicit Descriptor(int fd) : fd_(fd) {}
+  ~Descriptor() {
+    if (fd_ >= 0) close(fd_);
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+
+  int get() const { return fd_; }
+  int release() { return std::exchange(fd_, -1); }
+
+ private:
+  int fd_;
+};
+
 // A file with a descriptor, as both engines need it.
 class PosixFile : public File {
  public:
-  PosixFile(std::string path, int fd) : File(std::move(path)), fd_(fd) {}
-  int fd() const { return fd_; }
+  // Takes the descriptor over, in the end: an exception before leaves it.
+  PosixFile(const std::string& path, Descriptor* descriptor)
+      : File(path), descriptor_(descriptor->release()) {}
+  int fd() const { return descriptor_.get(); }
 
  private:
-  const int fd_;
+  const Descriptor descriptor_;
 };
 
 // io_uring by raw system calls. kUnavailable where the kernel or a sandbox does

@@ -26,11 +26,8 @@ constexpr int kIoThreads = 32;
 
 class OpenFile final : public PosixFile {
  public:
-  OpenFile(std::string path, int fd, bool direct)
-      : PosixFile(std::move(path), fd), direct_(direct) {}
-  ~OpenFile() override { close(fd()); }
-  OpenFile(const OpenFile&) = delete;
-  OpenFile& operator=(const OpenFile&) = delete;
+  OpenFile(const std::string& path, Descriptor* descriptor, bool direct)
+      : PosixFile(path, descriptor), direct_(direct) {}
 
   bool direct() const override { return direct_; }
 
@@ -103,7 +100,8 @@ class PosixEnv final : public Env {
       if (fd >= 0) (void)posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
     }
     if (fd < 0) return SystemError("open", path, errno);
-    *file = std::make_unique<OpenFile>(path, fd, is_direct);
+    Descriptor descriptor(fd);
+    *file = std::make_unique<OpenFile>(path, &descriptor, is_direct);
     return {};
   }
 
@@ -149,11 +147,9 @@ class PosixEnv final : public Env {
   }
 
   Status SyncFolder(const std::string& path) override {
-    const int fd = OpenDescriptor(path, O_RDONLY | O_DIRECTORY);
-    if (fd < 0) return SystemError("open", path, errno);
-    const Status status = Result("fsync", path, fsync(fd));
-    close(fd);
-    return status;
+    const Descriptor folder(OpenDescriptor(path, O_RDONLY | O_DIRECTORY));
+    if (folder.get() < 0) return SystemError("open", path, errno);
+    return Result("fsync", path, fsync(folder.get()));
   }
 
   Status Lock(const std::string& path,
@@ -182,20 +178,19 @@ class PosixEnv final : public Env {
 
 Status PosixEnv::List(const std::string& folder,
                       std::vector<std::string>* names) {
-  DIR* const stream = opendir(folder.c_str());
+  const std::unique_ptr<DIR, int (*)(DIR*)> stream(opendir(folder.c_str()),
+                                                   &closedir);
   if (stream == nullptr) return SystemError("opendir", folder, errno);
   names->clear();
   errno = 0;
   // One stream is read by one thread.
   while (const dirent* entry =
-             readdir(stream)) {  // NOLINT(concurrency-mt-unsafe)
+             readdir(stream.get())) {  // NOLINT(concurrency-mt-unsafe)
     const std::string name(entry->d_name);
     if (name != "." && name != "..") names->push_back(name);
     errno = 0;
   }
-  const int error = errno;
-  closedir(stream);
-  if (error != 0) return SystemError("readdir", folder, error);
+  if (errno != 0) return SystemError("readdir", folder, errno);
   std::sort(names->begin(), names->end());
   return {};
 }

@@ -45,8 +45,8 @@ Status RowReader::Open(Env* env, int depth, int64_t block_bytes,
   return {};
 }
 
-int64_t RowReader::memory_bytes() const {
-  return static_cast<int64_t>(slots_.size() + 1) * kSlotBytes;
+int64_t RowReader::MemoryBytes(int depth) {
+  return (int64_t{depth} + 1) * kSlotBytes;
 }
 
 // Fills in the transfer that brings the rows from `begin` on; returns where
@@ -142,8 +142,10 @@ Status RowReader::ReadAgain(const Batch& batch, const RowRead& read) {
   (void)Plan(one, 0, &again_slot_);
   Status status = again_->Run(&again_slot_.transfer);
   if (status.ok()) return Unpack(one, again_slot_, read);
-  return {status.kind(), ToString(batch.keys[read.item]) +
-                             " cannot be read: " + status.message()};
+  return {
+      status.kind(),
+      ToString(batch.keys[read.item]) + " cannot be read: " + status.message(),
+      status.error()};
 }
 
 }  // namespace oneemb

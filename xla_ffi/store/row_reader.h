@@ -40,7 +40,8 @@ class RowReader {
   Status Read(const std::vector<RowRead>& reads, KeySpan keys, char* rows,
               uint8_t* found);
 
-  int64_t memory_bytes() const;
+  // Of a reader of this depth.
+  static int64_t MemoryBytes(int depth);
 
  private:
   // One transfer, and the rows that it brings.
@@ -62,11 +63,12 @@ class RowReader {
   Status ReadAgain(const Batch& batch, const RowRead& read);
 
   const int64_t block_bytes_;
-  std::unique_ptr<IoQueue> queue_;
-  std::unique_ptr<IoQueue> again_;  // for second attempts, one by one
   Slot again_slot_;
   std::vector<Slot> slots_;
   std::vector<Slot*> free_;
+  // Last: they wait for what is in flight.
+  std::unique_ptr<IoQueue> queue_;
+  std::unique_ptr<IoQueue> again_;  // for second attempts, one by one
 };
 
 }  // namespace oneemb

@@ -91,8 +91,8 @@ Status SegmentMap::Reserve(int64_t rows, int64_t segments) {
 
 int64_t SegmentMap::BytesAfter(KeySpan keys) const {
   const ReaderLock lock(mutex_);
-  // One more segment may be needed.
-  return BitmapBytes() + slots_ / 8 +
+  // Two more segments may be needed: this put's, and compaction's.
+  return BitmapBytes() + 2 * (slots_ / 8 + kEntryBytes) +
          index_.BytesAfterReserve(keys.data, keys.size,
                                   EndOfLocations() + Location(1, 0));
 }
@@ -143,7 +143,7 @@ Status SegmentMap::Move(KeySpan keys, const uint64_t* from,
 // valid, over the cost of reading the segment and writing what lives. Greedy
 // choice moves 10 % more rows when ids follow a Zipf law.
 double SegmentMap::Gain(const Entry& entry) const {
-  if (!entry.closed || entry.pinned) return -1;
+  if (LeftAlone(entry)) return -1;
   constexpr double kAnyway = 1e300;
   if (entry.num_live == 0 || !entry.durable) return kAnyway;
   const auto slots = static_cast<double>(entry.num_slots);
@@ -165,7 +165,7 @@ Victim SegmentMap::PickVictim(double utilisation, bool only_urgent) const {
   size_t place = entries_.size();
   for (size_t p = 0; p < entries_.size(); ++p) {
     const Entry& entry = entries_[p];
-    if (!entry.closed || entry.pinned) continue;
+    if (LeftAlone(entry)) continue;
     live += entry.num_live;
     slots += entry.num_slots;
     const double gain = Gain(entry);
@@ -202,8 +202,8 @@ std::vector<SegmentView> SegmentMap::Capture() const {
 int64_t SegmentMap::BitmapBytes() const {
   int64_t bytes = 0;
   for (const Entry& entry : entries_) {
-    bytes += static_cast<int64_t>(sizeof(Entry) +
-                                  entry.live.words().size() * sizeof(uint64_t));
+    bytes += kEntryBytes + static_cast<int64_t>(entry.live.words().size() *
+                                                sizeof(uint64_t));
   }
   return bytes;
 }

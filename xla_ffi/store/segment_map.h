@@ -82,7 +82,8 @@ class SegmentMap {
   // not be sealed and such without live rows come first, always. `urgent`
   // ones only when `only_urgent`.
   Victim PickVictim(double utilisation, bool only_urgent) const;
-  // A damaged row was found there: compaction leaves the segment alone.
+  // A damaged row was found there: compaction leaves the segment alone until
+  // the row has died.
   void Pin(int64_t place);
 
   // Every segment that has live rows.
@@ -109,11 +110,16 @@ class SegmentMap {
     bool durable = false;
     bool pinned = false;
   };
+  static constexpr auto kEntryBytes = static_cast<int64_t>(sizeof(Entry));
 
   uint64_t EndOfLocations() const ONEEMB_REQUIRES_SHARED(mutex_);
   int64_t BitmapBytes() const ONEEMB_REQUIRES_SHARED(mutex_);
   void SetLive(uint64_t location) ONEEMB_REQUIRES(mutex_);
   void SetDead(uint64_t location) ONEEMB_REQUIRES(mutex_);
+  // Open, or with a damaged row that lives: not for compaction.
+  static bool LeftAlone(const Entry& entry) {
+    return !entry.closed || (entry.pinned && entry.num_live > 0);
+  }
   // How much emptying the segment gains; below 0: not at all.
   double Gain(const Entry& entry) const ONEEMB_REQUIRES_SHARED(mutex_);
   SegmentView View(size_t place) const ONEEMB_REQUIRES_SHARED(mutex_);

@@ -8,13 +8,19 @@
 #include "store/files.h"
 
 namespace oneemb {
+namespace {
+
+// Room for a header and whole frames.
+int64_t BufferBytes(const SegmentWriterOptions& options) {
+  const int64_t frame = options.layout.frame_bytes;
+  return kBlockBytes +
+         std::max(frame, RoundDown(options.write_bytes, frame));
+}
+
+}  // namespace
 
 SegmentWriter::SegmentWriter(SegmentWriterOptions options)
     : options_(std::move(options)) {}
-
-SegmentWriter::~SegmentWriter() {
-  // Every public call leaves nothing in flight.
-}
 
 int64_t SegmentWriter::memory_bytes() const {
   return static_cast<int64_t>(buffers_.size()) * capacity_ +
@@ -22,12 +28,18 @@ int64_t SegmentWriter::memory_bytes() const {
                               tables_.capacity() * sizeof(uint16_t));
 }
 
+int64_t SegmentWriter::MostMemoryBytes(const SegmentWriterOptions& options) {
+  constexpr auto kKeyBytes =
+      static_cast<int64_t>(sizeof(uint64_t) + sizeof(uint16_t));
+  const int64_t slots = options.slots_per_segment;
+  return int64_t{options.write_depth} * BufferBytes(options) +
+         slots * kKeyBytes + KeysBytes(slots) + kBlockBytes;
+}
+
 // Buffers and queue, at the first use.
 Status SegmentWriter::Prepare() {
   if (queue_ != nullptr) return {};
-  const int64_t frame = options_.layout.frame_bytes;
-  capacity_ =
-      kBlockBytes + std::max(frame, RoundDown(options_.write_bytes, frame));
+  capacity_ = BufferBytes(options_);
   std::vector<Buffer> buffers(static_cast<size_t>(options_.write_depth));
   for (Buffer& buffer : buffers) {
     ONEEMB_RETURN_IF_ERROR(buffer.memory.Resize(capacity_));
@@ -49,6 +61,7 @@ Status SegmentWriter::OpenNext() {
   const int64_t slots = options_.slots_per_segment;
   ids_.reserve(static_cast<size_t>(slots));
   tables_.reserve(static_cast<size_t>(slots));
+  closed_.reserve(closed_.size() + 1);  // so that CloseWith needs no memory
   ONEEMB_RETURN_IF_ERROR(options_.env->Open(path, OpenMode::kCreate,
                                             Caching::kDirect, &fresh->file));
   // A full disk shows here, before any row is taken.
@@ -72,7 +85,7 @@ Status SegmentWriter::OpenNext() {
 void SegmentWriter::FinishOne() {
   Transfer* const transfer = queue_->Finish();
   buffers_[static_cast<size_t>(transfer->user)].in_flight = false;
-  if (write_status_.ok()) write_status_ = transfer->status;
+  if (write_status_.ok()) write_status_ = std::move(transfer->status);
 }
 
 // Hands the current buffer to the disk and turns to the next.
@@ -208,10 +221,6 @@ void SegmentWriter::Close() {
 void SegmentWriter::Abandon() {
   segment_ = nullptr;
   fill_ = 0;
-}
-
-std::vector<ClosedSegment> SegmentWriter::TakeClosed() {
-  return std::exchange(closed_, {});
 }
 
 }  // namespace oneemb

@@ -46,7 +46,6 @@ struct ClosedSegment {
 class SegmentWriter {
  public:
   explicit SegmentWriter(SegmentWriterOptions options);
-  ~SegmentWriter();
   SegmentWriter(const SegmentWriter&) = delete;
   SegmentWriter& operator=(const SegmentWriter&) = delete;
 
@@ -61,11 +60,16 @@ class SegmentWriter {
   // Forgets the open segment; its file stays.
   void Abandon();
 
-  // Segments that were closed since the last call.
-  std::vector<ClosedSegment> TakeClosed();
+  // The segment that was closed first, or null; it stays until it is popped.
+  const ClosedSegment* FirstClosed() const {
+    return closed_.empty() ? nullptr : &closed_.front();
+  }
+  void PopClosed() { closed_.erase(closed_.begin()); }
 
   int64_t bytes_written() const { return bytes_written_; }
   int64_t memory_bytes() const;
+  // The most that memory_bytes() can be, and what sealing takes for a moment.
+  static int64_t MostMemoryBytes(const SegmentWriterOptions& options);
   // Whether the newest segment is written past the page cache.
   bool direct_io() const { return direct_io_; }
 
@@ -89,8 +93,8 @@ class SegmentWriter {
   void CloseWith(Status sealed);
 
   const SegmentWriterOptions options_;
-  std::unique_ptr<IoQueue> queue_;
   std::vector<Buffer> buffers_;
+  std::unique_ptr<IoQueue> queue_;  // waits for what is in flight
   int64_t capacity_ = 0;  // of a buffer
   size_t current_ = 0;    // the buffer being filled
   int64_t fill_ = 0;      // bytes in it

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cctype>
 #include <cstring>
+#include <new>
 #include <utility>
 
 #include "store/crc32c.h"
@@ -63,7 +64,13 @@ SnapshotWriter::SnapshotWriter(std::shared_ptr<Env> env, std::string root)
 
 SnapshotWriter::~SnapshotWriter() {
   rows_ = nullptr;
-  if (!folder_.empty()) (void)RemoveTree(env_.get(), folder_);
+  if (folder_.empty()) return;
+  // What stays, for want of memory say, is cleared when the store is opened.
+  try {
+    (void)RemoveTree(env_.get(), folder_);
+  } catch (const std::bad_alloc&) {
+    return;
+  }
 }
 
 Status SnapshotWriter::Begin(const std::string& name) {
@@ -117,11 +124,12 @@ Status SnapshotWriter::AddRows(const SegmentWriterOptions& options,
 Status SnapshotWriter::SealRows() {
   if (rows_ == nullptr) return {};
   rows_->Close();
-  for (const ClosedSegment& closed : rows_->TakeClosed()) {
-    ONEEMB_RETURN_IF_ERROR(closed.sealed);
+  while (const ClosedSegment* const closed = rows_->FirstClosed()) {
+    ONEEMB_RETURN_IF_ERROR(closed->sealed);
     for (SegmentView& view : views_) {
-      if (view.segment == closed.segment) view.num_slots = closed.num_slots;
+      if (view.segment == closed->segment) view.num_slots = closed->num_slots;
     }
+    rows_->PopClosed();
   }
   return {};
 }
@@ -164,12 +172,22 @@ Status SnapshotWriter::Commit(int64_t row_bytes, const std::string& user) {
                                    bytes.data(),
                                    static_cast<int64_t>(bytes.size())));
   ONEEMB_RETURN_IF_ERROR(env_->SyncFolder(folder_));
-  ONEEMB_RETURN_IF_ERROR(env_->Rename(folder_, SnapshotPath(root_, name_)));
-  Status synced = env_->SyncFolder(SnapshotFolder(root_));
+  return Publish(SnapshotFolder(root_), SnapshotPath(root_, name_));
+}
+
+Status SnapshotWriter::Publish(const std::string& parent,
+                               const std::string& path) {
+  ONEEMB_RETURN_IF_ERROR(env_->Rename(folder_, path));
+  Status synced;
+  try {
+    synced = env_->SyncFolder(parent);
+  } catch (const std::bad_alloc&) {
+    synced = {StatusKind::kNoMemory, "no memory"};
+  }
   if (!synced.ok()) {
     // Not known to be on the disk, so not a snapshot: it goes, with this
     // object, or, if that fails too, stays as a whole one.
-    (void)env_->Rename(SnapshotPath(root_, name_), folder_);
+    (void)env_->Rename(path, folder_);
     return synced;
   }
   folder_.clear();
@@ -291,7 +309,11 @@ class NewFiles {
  public:
   explicit NewFiles(Env* env) : env_(env) {}
   ~NewFiles() {
-    for (const std::string& path : paths_) (void)env_->Remove(path);
+    try {
+      for (const std::string& path : paths_) (void)env_->Remove(path);
+    } catch (const std::bad_alloc&) {
+      return;  // they cost space until the store is opened again
+    }
   }
   NewFiles(const NewFiles&) = delete;
   NewFiles& operator=(const NewFiles&) = delete;

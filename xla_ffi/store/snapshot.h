@@ -60,6 +60,7 @@ class SnapshotWriter {
 
  private:
   Status WriteLive(std::vector<ManifestSegment>* segments);
+  Status Publish(const std::string& parent, const std::string& path);
 
   const std::shared_ptr<Env> env_;
   const std::string root_;

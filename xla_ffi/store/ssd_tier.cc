@@ -1,7 +1,9 @@
 #include "store/ssd_tier.h"
 
 #include <algorithm>
+#include <new>
 #include <set>
+#include <system_error>
 #include <utility>
 
 #include "store/files.h"
@@ -33,6 +35,7 @@ SsdTier::SsdTier(std::shared_ptr<Env> env, std::string folder,
       options_(options),
       layout_(LayoutFor(options.row_bytes)),
       slots_per_segment_(layout_.SlotsIn(options.segment_bytes)),
+      most_buffer_bytes_(MostBufferBytes()),
       put_log_(WriterOptions()),
       compactor_(WriterOptions(), options.utilisation),
       map_(std::make_shared<SegmentMap>(slots_per_segment_)) {}
@@ -51,9 +54,23 @@ Status SsdTier::Open(std::shared_ptr<Env> env, const std::string& folder,
                      const SsdTierOptions& options,
                      std::unique_ptr<SsdTier>* tier) {
   std::unique_ptr<SsdTier> fresh(new SsdTier(std::move(env), folder, options));
+  const int64_t buffers = fresh->most_buffer_bytes_;
+  if (const int64_t budget = options.memory_budget_bytes;
+      budget != 0 && budget <= buffers) {
+    return {StatusKind::kInvalidArgument,
+            "memory_budget_bytes: " + std::to_string(budget) +
+                "; buffers alone take " + std::to_string(buffers) +
+                " bytes: give it more, or lower readers, read_depth, "
+                "write_depth or segment_bytes"};
+  }
   if (options.compaction == CompactionMode::kBackground) {
     SsdTier* const self = fresh.get();
-    fresh->thread_ = std::thread([self] { self->CompactInBackground(); });
+    try {
+      fresh->thread_ = std::thread([self] { self->CompactInBackground(); });
+    } catch (const std::system_error& error) {
+      return {StatusKind::kUnavailable,
+              std::string("starting a thread for compaction: ") + error.what()};
+    }
   }
   *tier = std::move(fresh);
   return {};
@@ -75,57 +92,114 @@ std::shared_ptr<SegmentMap> SsdTier::map() const {
 }
 
 Status SsdTier::TakeReader(std::unique_ptr<RowReader>* reader) {
-  {
-    const MutexLock lock(reader_mutex_);
-    if (!readers_.empty()) {
-      *reader = std::move(readers_.back());
-      readers_.pop_back();
-      return {};
-    }
+  const MutexLock lock(reader_mutex_);
+  while (idle_readers_.empty() && num_readers_ == options_.readers) {
+    reader_given_.Wait(reader_mutex_);
   }
+  if (!idle_readers_.empty()) {
+    *reader = std::move(idle_readers_.back());
+    idle_readers_.pop_back();
+    return {};
+  }
+  idle_readers_.reserve(static_cast<size_t>(options_.readers));
   ONEEMB_RETURN_IF_ERROR(RowReader::Open(env_.get(), options_.read_depth,
                                          options_.block_bytes, reader));
-  read_buffer_bytes_ += (*reader)->memory_bytes();
+  ++num_readers_;
+  read_buffer_bytes_ += RowReader::MemoryBytes(options_.read_depth);
   return {};
 }
 
+// Takes back a reader; null: it is no more.
 void SsdTier::GiveReader(std::unique_ptr<RowReader> reader) {
   const MutexLock lock(reader_mutex_);
-  readers_.push_back(std::move(reader));
+  if (reader != nullptr) {
+    idle_readers_.push_back(std::move(reader));
+  } else {
+    --num_readers_;
+    read_buffer_bytes_ -= RowReader::MemoryBytes(options_.read_depth);
+  }
+  reader_given_.NotifyOne();
 }
 
-Status SsdTier::Fetch(KeySpan keys, char* rows, uint8_t* found) {
+void SsdTier::Locate(KeySpan keys, LocatedRows* located) const {
   std::vector<uint64_t> locations(static_cast<size_t>(keys.size));
-  std::shared_ptr<const SegmentTable> table;
   const std::shared_ptr<SegmentMap> map = this->map();
-  map->Find(keys, locations.data(), &table);
+  map->Find(keys, locations.data(), &located->table);
   std::vector<std::pair<uint64_t, int64_t>> order;
   order.reserve(locations.size());
   for (int64_t i = 0; i < keys.size; ++i) {
     const uint64_t location = locations[static_cast<size_t>(i)];
-    found[i] = kRowAbsent;
     if (location != kNoLocation) order.emplace_back(location, i);
   }
-  if (order.empty()) return {};
   std::sort(order.begin(), order.end());
-  std::vector<RowRead> reads;
-  reads.reserve(order.size());
+  located->reads.clear();
+  located->reads.reserve(order.size());
   for (const auto& [location, item] : order) {
     const auto place = static_cast<size_t>(map->PlaceOf(location));
-    reads.push_back({(*table)[place].get(), map->SlotOf(location), item});
+    located->reads.push_back(
+        {(*located->table)[place].get(), map->SlotOf(location), item});
   }
-  for (const RowRead& read : reads) found[read.item] = kRowFailed;
+}
+
+void SsdTier::CheckCurrent(const LocatedRows& located, KeySpan keys,
+                           uint8_t* current) const {
+  std::vector<uint64_t> locations(static_cast<size_t>(keys.size));
+  std::shared_ptr<const SegmentTable> table;
+  const std::shared_ptr<SegmentMap> map = this->map();
+  map->Find(keys, locations.data(), &table);
+  std::fill(current, current + keys.size, uint8_t{0});
+  for (const RowRead& read : located.reads) {
+    const uint64_t location = locations[static_cast<size_t>(read.item)];
+    if (location == kNoLocation) continue;
+    const auto place = static_cast<size_t>(map->PlaceOf(location));
+    // The segment is held, so no other has its address.
+    const bool same = (*table)[place].get() == read.segment &&
+                      map->SlotOf(location) == read.slot;
+    current[read.item] = same ? 1 : 0;
+  }
+}
+
+Status SsdTier::Read(const LocatedRows& located, KeySpan keys, char* rows,
+                     uint8_t* found) {
+  std::fill(found, found + keys.size, kRowAbsent);
+  if (located.reads.empty()) return {};
+  for (const RowRead& read : located.reads) found[read.item] = kRowFailed;
+  // Whatever happens, the place of the reader is given back.
+  struct Borrowed {
+    SsdTier* tier;
+    std::unique_ptr<RowReader> reader;
+    ~Borrowed() { tier->GiveReader(std::move(reader)); }
+  };
   std::unique_ptr<RowReader> reader;
   ONEEMB_RETURN_IF_ERROR(TakeReader(&reader));
-  Status status = reader->Read(reads, keys, rows, found);
-  GiveReader(std::move(reader));
-  return status;
+  Borrowed borrowed{this, std::move(reader)};
+  try {
+    return borrowed.reader->Read(located.reads, keys, rows, found);
+  } catch (const std::bad_alloc&) {
+    borrowed.reader = nullptr;  // with transfers in flight; it waits for them
+    throw;
+  }
+}
+
+Status SsdTier::Fetch(KeySpan keys, char* rows, uint8_t* found) {
+  LocatedRows located;
+  Locate(keys, &located);
+  return Read(located, keys, rows, found);
+}
+
+int64_t SsdTier::MostBufferBytes() {
+  // A batch of compaction may need room in the index for as long as it lasts.
+  constexpr int64_t kIndexBytes = 40;
+  const int64_t batch = kCompactionReadBytes / layout_.pitch;
+  return 2 * SegmentWriter::MostMemoryBytes(WriterOptions()) +
+         options_.readers * RowReader::MemoryBytes(options_.read_depth) +
+         batch * kIndexBytes;
 }
 
 Status SsdTier::CheckBudget(KeySpan keys) const {
   const int64_t budget = options_.memory_budget_bytes;
   if (budget == 0) return {};
-  const int64_t then = BufferBytes() + map()->BytesAfter(keys);
+  const int64_t then = most_buffer_bytes_ + map()->BytesAfter(keys);
   if (then <= budget) return {};
   return {StatusKind::kNoSpace,
           "memory_budget_bytes: " + std::to_string(keys.size) +
@@ -139,9 +213,9 @@ int64_t SsdTier::BufferBytes() const {
 
 Status SsdTier::Put(KeySpan keys, const char* rows) {
   if (keys.size == 0) return {};
-  ONEEMB_RETURN_IF_ERROR(CheckBudget(keys));
   Status status = PutOnce(keys, rows);
-  if (status.kind() == StatusKind::kNoSpace) {
+  // The system's error, not that of a full budget.
+  if (status.kind() == StatusKind::kNoSpace && status.error() != 0) {
     // Segments without live rows may be what fills the disk.
     bool worked = false;
     const Status freed = CompactStep(true, &worked);
@@ -155,6 +229,7 @@ Status SsdTier::PutOnce(KeySpan keys, const char* rows) {
   int64_t bytes = 0;
   {
     const MutexLock lock(put_mutex_);
+    ONEEMB_RETURN_IF_ERROR(CheckBudget(keys));
     const std::shared_ptr<SegmentMap> map = this->map();
     std::vector<uint64_t> locations;
     const int64_t before = put_log_.bytes_written();
@@ -210,13 +285,17 @@ void SsdTier::GrantCompaction(int64_t bytes) {
   wake_.NotifyOne();
 }
 
-void SsdTier::CompactWithinCredit() {
-  bool worked = true;
-  while (worked && !stop_) {
-    // An error has changed nothing, and shows in the next snapshot if it
-    // matters to it; the next put tries again.
-    const bool only_urgent = credit_ <= 0;
-    if (!CompactStep(only_urgent, &worked).ok()) return;
+void SsdTier::CompactWithinCredit() noexcept {
+  // An error has changed nothing, and shows in the next snapshot if it matters
+  // to it; the next put tries again. Nor is a lack of memory anybody's end: this
+  // may be a thread of its own, or a put that has done its work.
+  try {
+    bool worked = true;
+    while (worked && !stop_) {
+      if (!CompactStep(credit_ <= 0, &worked).ok()) return;
+    }
+  } catch (const std::bad_alloc&) {
+    return;
   }
 }
 
@@ -307,14 +386,21 @@ Status SsdTier::Replace(const Build& build) {
   return {};
 }
 
-// Removes the files that no live segment has. One that stays costs space only.
-void SsdTier::RemoveStrangers(const SegmentMap& map) {
-  std::set<std::string> ours;
-  for (const SegmentView& view : map.Capture()) ours.insert(view.segment->name);
-  std::vector<std::string> names;
-  if (!env_->List(folder_, &names).ok()) return;
-  for (const std::string& name : names) {
-    if (ours.count(name) == 0) (void)env_->Remove(JoinPath(folder_, name));
+// Removes the files that no live segment has. One that stays, for want of
+// memory say, costs space only.
+void SsdTier::RemoveStrangers(const SegmentMap& map) noexcept {
+  try {
+    std::set<std::string> ours;
+    for (const SegmentView& view : map.Capture()) {
+      ours.insert(view.segment->name);
+    }
+    std::vector<std::string> names;
+    if (!env_->List(folder_, &names).ok()) return;
+    for (const std::string& name : names) {
+      if (ours.count(name) == 0) (void)env_->Remove(JoinPath(folder_, name));
+    }
+  } catch (const std::bad_alloc&) {
+    return;
   }
 }
 

@@ -39,9 +39,15 @@ struct SsdTierOptions {
   // Reads begin and end at multiples of it: 512 or 4096.
   int64_t block_bytes = kBlockBytes;
   int read_depth = 128;
+  // Fetches that read at a time; more wait for one of them. Each has
+  // read_depth reads in flight and 136 KiB of memory for each of these.
+  int readers = 4;
   int64_t write_bytes = int64_t{1} << 20;
   int write_depth = 8;
-  // Index, bitmaps and buffers together; 0: no bound.
+  // A bound on index, bitmaps and buffers together; 0: none. The buffers of all
+  // readers and of both writers are set aside from it at Open, used or not.
+  // What a call needs for its own batch (some 60 bytes a key) comes on top, and
+  // so do iterations (1 MiB each) and the keys of a segment while it is loaded.
   int64_t memory_budget_bytes = 0;
   CompactionMode compaction = CompactionMode::kBackground;
   // The share of slots that compaction keeps live: disk space is rows / this.
@@ -49,6 +55,13 @@ struct SsdTierOptions {
   // Compaction writes at most this many bytes for each byte put. A steady load
   // of overwrites needs 1 at a utilisation of 0.7, 3 at 0.85.
   double compaction_share = 2;
+};
+
+// Where the rows of a batch were at one moment. What lies there never changes,
+// and stays readable while this lives.
+struct LocatedRows {
+  std::shared_ptr<const SegmentTable> table;
+  std::vector<RowRead> reads;  // by segment and slot; absent rows have none
 };
 
 // The rows of one moment. For one thread at a time; the tier may go on, and
@@ -93,6 +106,14 @@ class SsdTier {
   // found[i] is kRowAbsent, kRowFound or kRowFailed; row i is written only when
   // found. The status is the first failure's; the other rows are good.
   Status Fetch(KeySpan keys, char* rows, uint8_t* found);
+  // The same in two steps: where the rows are, and reading them from there.
+  // Nothing that happens in between changes what is read.
+  void Locate(KeySpan keys, LocatedRows* located) const;
+  Status Read(const LocatedRows& located, KeySpan keys, char* rows,
+              uint8_t* found);
+  // current[i] = 1 where row i, located then, still is the row of its key.
+  void CheckCurrent(const LocatedRows& located, KeySpan keys,
+                    uint8_t* current) const;
   // All rows or none. Of a key that occurs twice the later row counts.
   Status Put(KeySpan keys, const char* rows);
   void Erase(KeySpan keys, uint8_t* erased);
@@ -129,16 +150,18 @@ class SsdTier {
   std::shared_ptr<SegmentMap> map() const;
   Status TakeReader(std::unique_ptr<RowReader>* reader);
   void GiveReader(std::unique_ptr<RowReader> reader);
-  Status CheckBudget(KeySpan keys) const;
+  // Of index, bitmaps and all buffers that there can be.
+  int64_t MostBufferBytes();
+  Status CheckBudget(KeySpan keys) const ONEEMB_REQUIRES(put_mutex_);
   int64_t BufferBytes() const;
   Status PutOnce(KeySpan keys, const char* rows)
       ONEEMB_EXCLUDES(compact_mutex_, put_mutex_);
   Status SealAll(SegmentMap* map) ONEEMB_REQUIRES(compact_mutex_, put_mutex_);
-  void RemoveStrangers(const SegmentMap& map)
+  void RemoveStrangers(const SegmentMap& map) noexcept
       ONEEMB_REQUIRES(compact_mutex_, put_mutex_);
   // Lets compaction know of `bytes` more, put or made garbage.
   void GrantCompaction(int64_t bytes);
-  void CompactWithinCredit();
+  void CompactWithinCredit() noexcept;
   Status CompactStep(bool only_urgent, bool* worked)
       ONEEMB_EXCLUDES(compact_mutex_);
   void CompactInBackground();
@@ -149,6 +172,7 @@ class SsdTier {
   const SegmentLayout layout_;
   const int64_t slots_per_segment_;
   std::atomic<uint64_t> next_number_{1};
+  const int64_t most_buffer_bytes_;
 
   // Taken in this order. compact_mutex_: one compaction or capture at a time.
   // put_mutex_: one put at a time.
@@ -161,7 +185,9 @@ class SsdTier {
   std::shared_ptr<SegmentMap> map_ ONEEMB_GUARDED_BY(map_mutex_);
 
   Mutex reader_mutex_;
-  std::vector<std::unique_ptr<RowReader>> readers_
+  CondVar reader_given_;
+  int num_readers_ ONEEMB_GUARDED_BY(reader_mutex_) = 0;
+  std::vector<std::unique_ptr<RowReader>> idle_readers_
       ONEEMB_GUARDED_BY(reader_mutex_);
 
   // Bytes that compaction may still write.

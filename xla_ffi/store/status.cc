@@ -31,8 +31,10 @@ StatusKind KindOf(int error) {
 }  // namespace
 
 Status SystemError(const char* operation, const std::string& path, int error) {
-  return {KindOf(error), std::string(operation) + " " + path + ": " +
-                             std::generic_category().message(error)};
+  return {KindOf(error),
+          std::string(operation) + " " + path + ": " +
+              std::generic_category().message(error),
+          error};
 }
 
 }  // namespace oneemb

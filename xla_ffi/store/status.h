@@ -25,16 +25,19 @@ enum class StatusKind {
 class [[nodiscard]] Status {
  public:
   Status() = default;
-  Status(StatusKind kind, std::string message)
-      : kind_(kind), message_(std::move(message)) {}
+  Status(StatusKind kind, std::string message, int error = 0)
+      : kind_(kind), error_(error), message_(std::move(message)) {}
 
   bool ok() const { return kind_ == StatusKind::kOk; }
   StatusKind kind() const { return kind_; }
   // The object concerned (a path, a key, an option) and the fact.
   const std::string& message() const { return message_; }
+  // The errno of the system call that failed, or 0 where none did.
+  int error() const { return error_; }
 
  private:
   StatusKind kind_ = StatusKind::kOk;
+  int error_ = 0;
   std::string message_;
 };
 

@@ -17,6 +17,20 @@ Status Invalid(const std::string& message) {
   return {StatusKind::kInvalidArgument, message};
 }
 
+// The one place in which exceptions end. The standard library throws them when
+// there is no memory; everything below changes its state last, so the store is
+// as it was.
+template <class Body>
+Status Guard(const Body& body) {
+  try {
+    return body();
+  } catch (const std::bad_alloc&) {
+    return {StatusKind::kNoMemory, "no memory"};  // nor for more words
+  } catch (const std::exception&) {
+    return {StatusKind::kUnavailable, "an exception"};  // nothing throws others
+  }
+}
+
 Status CheckOptions(const StoreOptions& options) {
   if (options.path.empty()) {
     return Invalid("path: empty; name a folder of the store's own");
@@ -38,8 +52,10 @@ Status CheckOptions(const StoreOptions& options) {
         "and write_bytes a multiple of it");
   }
   if (ssd.read_depth < 1 || ssd.write_depth < 1 || ssd.read_depth > 4096 ||
-      ssd.write_depth > 4096) {
-    return Invalid("ssd.read_depth, ssd.write_depth: use 1 to 4096");
+      ssd.write_depth > 4096 || ssd.readers < 1) {
+    return Invalid(
+        "ssd.read_depth, ssd.write_depth: use 1 to 4096; ssd.readers: 1 at "
+        "least");
   }
   if (!(ssd.utilisation > 0 && ssd.utilisation < 1) ||
       !(ssd.compaction_share > 0)) {
@@ -81,33 +97,28 @@ Status Store::CheckProcess() const {
 
 template <class Body>
 Status Store::Run(const Body& body) const {
-  ONEEMB_RETURN_IF_ERROR(CheckProcess());
-  // The standard library throws when there is no memory. Everything below
-  // changes its state last, so the store is as it was.
-  try {
+  return Guard([&]() -> Status {
+    ONEEMB_RETURN_IF_ERROR(CheckProcess());
     return body();
-  } catch (const std::bad_alloc&) {
-    return {StatusKind::kNoMemory, options_.path + ": out of memory"};
-  } catch (const std::exception& error) {
-    return {StatusKind::kUnavailable, options_.path + ": " + error.what()};
-  }
+  });
 }
 
 Status Store::Open(const StoreOptions& options, std::unique_ptr<Store>* store) {
-  ONEEMB_RETURN_IF_ERROR(CheckOptions(options));
-  std::unique_ptr<Store> fresh(new Store(options));
-  fresh->env_ = options.env;
-  if (fresh->env_ == nullptr) {
-    ONEEMB_RETURN_IF_ERROR(NewPosixEnv(options.engine, &fresh->env_));
-  }
-  fresh->process_ = fresh->env_->ProcessId();
-  Status opened = fresh->Run([&]() -> Status {
+  return Guard([&]() -> Status {
+    ONEEMB_RETURN_IF_ERROR(CheckOptions(options));
+    std::unique_ptr<Store> fresh(new Store(options));
+    fresh->env_ = options.env;
+    if (fresh->env_ == nullptr) {
+      ONEEMB_RETURN_IF_ERROR(NewPosixEnv(options.engine, &fresh->env_));
+    }
+    fresh->process_ = fresh->env_->ProcessId();
     ONEEMB_RETURN_IF_ERROR(
         OpenFolder(fresh->env_.get(), options.path, &fresh->lock_));
-    return OpenBackend(fresh->env_, options, &fresh->backend_);
+    ONEEMB_RETURN_IF_ERROR(
+        OpenBackend(fresh->env_, options, &fresh->backend_));
+    *store = std::move(fresh);
+    return {};
   });
-  if (opened.ok()) *store = std::move(fresh);
-  return opened;
 }
 
 Store::~Store() {
@@ -138,9 +149,10 @@ Status Store::Erase(KeySpan keys, uint8_t* erased) {
 }
 
 Status Store::Size(int64_t* rows) const {
-  ONEEMB_RETURN_IF_ERROR(CheckProcess());
-  *rows = backend_->size();
-  return {};
+  return Run([&]() -> Status {
+    *rows = backend_->size();
+    return {};
+  });
 }
 
 Status Store::Stats(StoreStats* stats) const {
@@ -171,8 +183,10 @@ Status Store::Save(const std::string& name, const std::string& user) {
 }
 
 Status Store::Load(const std::string& name, std::string* user) {
-  ONEEMB_RETURN_IF_ERROR(CheckSnapshotName(name));
-  return LoadFrom(SnapshotPath(options_.path, name), user);
+  return Run([&]() -> Status {
+    ONEEMB_RETURN_IF_ERROR(CheckSnapshotName(name));
+    return LoadFrom(SnapshotPath(options_.path, name), user);
+  });
 }
 
 Status Store::LoadFrom(const std::string& folder, std::string* user) {
@@ -185,7 +199,7 @@ Status Store::LoadFrom(const std::string& folder, std::string* user) {
           " bytes; this store's have " + std::to_string(options_.row_bytes));
     }
     ONEEMB_RETURN_IF_ERROR(backend_->Load(folder, snapshot));
-    if (user != nullptr) *user = snapshot.manifest.user;
+    if (user != nullptr) *user = std::move(snapshot.manifest.user);
     return {};
   });
 }

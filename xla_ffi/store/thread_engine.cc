@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <deque>
 #include <system_error>
 #include <thread>
 
@@ -15,6 +14,29 @@ namespace oneemb {
 namespace {
 
 class ThreadEngine;
+
+// First in, first out, by the links of the transfers themselves: a thread that
+// cannot get memory must not be the end of the process.
+class IoList {
+ public:
+  bool empty() const { return first_ == nullptr; }
+
+  void Push(Io* io) {
+    io->next = nullptr;
+    (empty() ? first_ : last_->next) = io;
+    last_ = io;
+  }
+
+  Io* Pop() {
+    Io* const io = first_;
+    first_ = io->next;
+    return io;
+  }
+
+ private:
+  Io* first_ = nullptr;
+  Io* last_ = nullptr;
+};
 
 class Pool final : public IoThreads {
  public:
@@ -34,17 +56,13 @@ class Pool final : public IoThreads {
   Status NewEngine(std::unique_ptr<IoEngine>* engine) override;
 
   void Add(ThreadEngine* owner, Io* io) {
+    io->owner = owner;
     const MutexLock lock(mutex_);
-    queue_.push_back({owner, io});
+    queue_.Push(io);
     work_.NotifyOne();
   }
 
  private:
-  struct Job {
-    ThreadEngine* owner;
-    Io* io;
-  };
-
   Status StartThreads();
   void Run();
 
@@ -53,7 +71,7 @@ class Pool final : public IoThreads {
   std::vector<std::thread> threads_;  // written under start_mutex_
   Mutex mutex_;
   CondVar work_;
-  std::deque<Job> queue_ ONEEMB_GUARDED_BY(mutex_);
+  IoList queue_ ONEEMB_GUARDED_BY(mutex_);
   bool stopping_ ONEEMB_GUARDED_BY(mutex_) = false;
 };
 
@@ -66,15 +84,13 @@ class ThreadEngine final : public IoEngine {
   Io* Next() override {
     const MutexLock lock(mutex_);
     while (done_.empty()) ended_.Wait(mutex_);
-    Io* const io = done_.front();
-    done_.pop_front();
-    return io;
+    return done_.Pop();
   }
 
   // Notifies under the lock: once Next has returned, the engine may go.
   void Done(Io* io) {
     const MutexLock lock(mutex_);
-    done_.push_back(io);
+    done_.Push(io);
     ended_.NotifyOne();
   }
 
@@ -82,7 +98,7 @@ class ThreadEngine final : public IoEngine {
   Pool* const pool_;
   Mutex mutex_;
   CondVar ended_;
-  std::deque<Io*> done_ ONEEMB_GUARDED_BY(mutex_);
+  IoList done_ ONEEMB_GUARDED_BY(mutex_);
 };
 
 Status Pool::StartThreads() {
@@ -116,16 +132,15 @@ void Transfer(Io* io) {
 
 void Pool::Run() {
   for (;;) {
-    Job job{};
+    Io* io = nullptr;
     {
       const MutexLock lock(mutex_);
       while (queue_.empty() && !stopping_) work_.Wait(mutex_);
       if (queue_.empty()) return;
-      job = queue_.front();
-      queue_.pop_front();
+      io = queue_.Pop();
     }
-    Transfer(job.io);
-    job.owner->Done(job.io);
+    Transfer(io);
+    static_cast<ThreadEngine*>(io->owner)->Done(io);
   }
 }
 
