@@ -226,7 +226,7 @@ class _Restorer:
                 "which no file holds; pass like={...} with its embedding in the "
                 "table's place."
             )
-        capacity = max(state.capacity, spec.capacity)
+        capacity = None if spec.is_cached else max(state.capacity, spec.capacity)
         device = None
         if isinstance(like, Table) and like.rows.committed:
             (device,) = like.rows.devices()

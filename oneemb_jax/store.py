@@ -205,6 +205,15 @@ class Store:
         """
         return self._store.load(name)
 
+    def load_from(self, folder: str | os.PathLike[str]) -> None:
+        """Replaces all rows by those of the snapshot in a folder, anywhere.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            StoreError: if it is damaged. Any error leaves the Store as it was.
+        """
+        self._store.load_from(os.fsencode(folder))
+
     def list_snapshots(self) -> list[str]:
         """Names of the snapshots, sorted."""
         return self._store.list()

@@ -153,6 +153,33 @@ def prefetch(table: Table, ids: Any, table_ids: Any = None) -> Table:
 
 
 @jax.jit
+def _write_down(table: Table) -> list[jax.Array]:
+    arrays = [getattr(table, name) for name in CACHED_ARRAYS]
+    return _ffi.call(
+        "oneemb_write_down",
+        [jax.ShapeDtypeStruct((1,), np.dtype(np.bool_))],
+        *arrays,
+        **table.spec.attributes(),
+    )
+
+
+def write_down(table: Table, call: str) -> None:
+    """Writes all rows of a cached table to its Store; the table stays as it is.
+
+    Args:
+        table: a cached table.
+        call: who wants it, for messages.
+
+    Raises:
+        OSError: if the store cannot write.
+    """
+    (done,) = _write_down(table)
+    if not bool(np.array(done)[0]):
+        check_current(table, call)
+        raise OSError(f"{call}: the store of {table.spec.name!r} cannot write.")
+
+
+@jax.jit
 def _flush(table: Table) -> list[jax.Array]:
     arrays = [getattr(table, name) for name in CACHED_ARRAYS]
     shapes = ((table.capacity, 2), (1,))

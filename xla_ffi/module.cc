@@ -33,6 +33,7 @@ nb::dict Handlers() {
   handlers["oneemb_update_cached"] = Capsule(oneemb::OneembUpdateCached);
   handlers["oneemb_read_cached_rows"] = Capsule(oneemb::OneembReadCachedRows);
   handlers["oneemb_write_cached_rows"] = Capsule(oneemb::OneembWriteCachedRows);
+  handlers["oneemb_write_down"] = Capsule(oneemb::OneembWriteDown);
   handlers["oneemb_flush"] = Capsule(oneemb::OneembFlush);
   return handlers;
 }

@@ -154,6 +154,12 @@ class StoreHandle {
     return nb::bytes(user.data(), user.size());
   }
 
+  void LoadFrom(const nb::bytes& folder) {
+    const std::string path = PathOf(folder);
+    const std::shared_ptr<Store> store = Use();
+    RunReleased([&] { return store->LoadFrom(path, nullptr); });
+  }
+
   std::vector<std::string> List() {
     std::vector<std::string> names;
     const std::shared_ptr<Store> store = Use();
@@ -201,6 +207,7 @@ void AddStoreClass(nb::module_& m) {
       .def("compact", &StoreHandle::Compact)
       .def("save", &StoreHandle::Save)
       .def("load", &StoreHandle::Load)
+      .def("load_from", &StoreHandle::LoadFrom)
       .def("list", &StoreHandle::List)
       .def("verify", &StoreHandle::Verify)
       .def("delete", &StoreHandle::Delete);

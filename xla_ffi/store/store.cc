@@ -114,8 +114,7 @@ Status Store::Open(const StoreOptions& options, std::unique_ptr<Store>* store) {
     fresh->process_ = fresh->env_->ProcessId();
     ONEEMB_RETURN_IF_ERROR(
         OpenFolder(fresh->env_.get(), options.path, &fresh->lock_));
-    ONEEMB_RETURN_IF_ERROR(
-        OpenBackend(fresh->env_, options, &fresh->backend_));
+    ONEEMB_RETURN_IF_ERROR(OpenBackend(fresh->env_, options, &fresh->backend_));
     *store = std::move(fresh);
     return {};
   });

@@ -237,6 +237,21 @@ ffi::Error WriteCachedRowsHandler(ffi::ThreadPool pool, ffi::RunId run,
   });
 }
 
+ffi::Error WriteDownHandler(ffi::RunId run, ffi::RemainingArgs args,
+                            ffi::Result<ffi::AnyBuffer> written,
+                            ffi::Dictionary attributes) {
+  Arguments arguments;
+  ONEEMB_RETURN_IF_ERROR(Decode(args, attributes, run, &arguments));
+  ONEEMB_RETURN_IF_ERROR(CheckBuffer("written", *written, ffi::PRED, {1}));
+  auto* const done = static_cast<bool*>(written->untyped_data());
+  *done = false;
+  if (arguments.store == nullptr) return ffi::Error::Success();
+  return Run("write_down", [&] {
+    *done = WriteDown(arguments.table());
+    return true;
+  });
+}
+
 ffi::Error FlushHandler(ffi::RunId run, ffi::RemainingArgs args,
                         ffi::Result<ffi::AnyBuffer> residency,
                         ffi::Result<ffi::AnyBuffer> generation,
@@ -300,6 +315,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembReadCachedRows, ReadCachedRowsHandler,
                                   .RemainingArgs()        // table, ids
                                   .Ret<ffi::AnyBuffer>()  // whole rows
                                   .Ret<ffi::AnyBuffer>()  // slots
+                                  .Attrs());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembWriteDown, WriteDownHandler,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::RunId>()
+                                  .RemainingArgs()        // table
+                                  .Ret<ffi::AnyBuffer>()  // whether it is done
                                   .Attrs());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembFlush, FlushHandler,

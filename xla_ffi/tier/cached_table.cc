@@ -225,6 +225,39 @@ void WriteStagedRows(const CachedTable& table, const IdsView& ids,
   }
 }
 
+// Writes every dirty row of a current table to the Store; operations() is held.
+bool WriteDirty(const CachedTable& table) {
+  const TableView& view = table.view;
+  const int64_t row_bytes = RowBytes(view);
+  const auto most =
+      static_cast<size_t>(std::max<int64_t>(1, kFlushBytes / row_bytes));
+  // The mover tells of its error itself.
+  if (table.store->Judge(Stamp(table), Operation::kFlush, 0, table.run) !=
+          Standing::kCurrent ||
+      !table.store->mover().Drain().ok()) {
+    return false;
+  }
+  std::vector<Key> keys;
+  std::vector<char> rows;
+  Status status;
+  const auto put = [&] {
+    status = table.store->store()->Put(Span(keys), rows.data());
+    keys.clear();
+    rows.clear();
+  };
+  const int64_t used = static_cast<int64_t>(view.counters[kSlotsUsed]);
+  for (int64_t slot = 0; slot < used && status.ok(); ++slot) {
+    if (view.residency[slot].state != kSlotDirty) continue;
+    const char* const row = reinterpret_cast<const char*>(view.Row(slot));
+    keys.push_back(SlotKey(view, static_cast<int32_t>(slot)));
+    rows.insert(rows.end(), row, row + row_bytes);
+    if (keys.size() == most) put();
+  }
+  if (status.ok() && !keys.empty()) put();
+  if (!status.ok()) table.store->Report(status);
+  return status.ok();
+}
+
 }  // namespace
 
 std::shared_ptr<TableStore> StoreOf(const std::string& name) {
@@ -352,37 +385,16 @@ bool WriteCachedRows(Parallel* parallel, const CachedTable& table,
   return true;
 }
 
+bool WriteDown(const CachedTable& table) {
+  const MutexLock lock(table.store->operations());
+  return WriteDirty(table);
+}
+
 void Flush(const CachedTable& table, SlotResidency* residency,
            uint32_t* generation) {
-  const TableView& view = table.view;
-  const int64_t row_bytes = RowBytes(view);
-  const auto most =
-      static_cast<size_t>(std::max<int64_t>(1, kFlushBytes / row_bytes));
   const MutexLock lock(table.store->operations());
-  if (table.store->Judge(Stamp(table), Operation::kFlush, 0, table.run) !=
-      Standing::kCurrent) {
-    return;
-  }
-  // Which tells of its error itself.
-  if (!table.store->mover().Drain().ok()) return;
-  std::vector<Key> keys;
-  std::vector<char> rows;
-  Status status;
-  const auto put = [&] {
-    status = table.store->store()->Put(Span(keys), rows.data());
-    keys.clear();
-    rows.clear();
-  };
-  const int64_t used = static_cast<int64_t>(view.counters[kSlotsUsed]);
-  for (int64_t slot = 0; slot < used && status.ok(); ++slot) {
-    if (view.residency[slot].state != kSlotDirty) continue;
-    const char* const row = reinterpret_cast<const char*>(view.Row(slot));
-    keys.push_back(SlotKey(view, static_cast<int32_t>(slot)));
-    rows.insert(rows.end(), row, row + row_bytes);
-    if (keys.size() == most) put();
-  }
-  if (status.ok() && !keys.empty()) put();
-  if (!status.ok()) return table.store->Report(status);
+  if (!WriteDirty(table)) return;
+  const int64_t used = static_cast<int64_t>(table.view.counters[kSlotsUsed]);
   for (int64_t slot = 0; slot < used; ++slot) {
     uint32_t& state = residency[slot].state;
     state = state == kSlotDirty ? kSlotClean : state;

@@ -59,9 +59,13 @@ bool ReadCachedRows(Parallel* parallel, const CachedTable& table,
 bool WriteCachedRows(Parallel* parallel, const CachedTable& table,
                      const IdsView& ids, const uint32_t* rows);
 
-// Writes every dirty row to the Store, and marks it clean in `residency`, a
-// copy of the table's. On an error nothing is marked and the table is current
-// as it was. *generation is that of the table with the copy.
+// Writes every dirty row to the Store; the table stays as it is. False on an
+// error, or when the table is stale.
+bool WriteDown(const CachedTable& table);
+
+// The same, and marks them clean in `residency`, a copy of the table's. On an
+// error nothing is marked and the table is current as it was. *generation is
+// that of the table with the copy.
 void Flush(const CachedTable& table, SlotResidency* residency,
            uint32_t* generation);
 
