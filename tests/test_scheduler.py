@@ -280,8 +280,9 @@ def test_the_state_stands_while_the_loop_goes_on(kind: str):
 
 @torch_is_old
 @pytest.mark.parametrize("kind", [k for k in SOURCES if k != "generator"])
-def test_a_running_loop_goes_back(kind: str):
-    scheduler = oe.PrefetchScheduler(SOURCES[kind](), "ids", depth=2)
+@pytest.mark.parametrize("depth", [2, 20])  # 20: read to the end by then
+def test_a_running_loop_goes_back(kind: str, depth: int):
+    scheduler = oe.PrefetchScheduler(SOURCES[kind](), "ids", depth=depth)
     seen, back = [], None
     for batch, _ in scheduler:
         seen.append(int(np.asarray(batch["step"]).reshape(-1)[0]))
