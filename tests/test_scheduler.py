@@ -105,7 +105,11 @@ def test_ids_of_several_embeddings():
 
 
 def test_every_axis_is_fitted_by_itself():
-    batches = [np.array([[1, 2, 3]]), np.array([[7, 8], [9, 10]]), np.zeros((2, 3), int)]
+    batches = [
+        np.array([[1, 2, 3]]),
+        np.array([[7, 8], [9, 10]]),
+        np.zeros((2, 3), int),
+    ]
     pairs = list(oe.PrefetchScheduler(batches, lambda batch: batch))
     announced = [oe.unpack_ids(ids).tolist() for _, ids in pairs]
     assert announced == [[[7, 8, 7]], [[0, 0], [0, 0]], [[0, 0, 0], [0, 0, 0]]]
