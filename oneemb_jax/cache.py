@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -102,7 +103,7 @@ def init_cached(spec: TableSpec, device: Any = None) -> Table:
         block_bytes=options.physical_block_size,
     )
     try:
-        nonce = store.attach(spec.name)
+        nonce = store.attach(spec.name, spec.capacity)
         _open[spec.name] = _Open(store, nonce)
         return init_table(spec, device, nonce=nonce)
     except BaseException:
@@ -129,6 +130,26 @@ def store_of(table: Table, call: str) -> Store:
     """The open Store of a table that is current."""
     check_current(table, call)
     return _open[table.spec.name].store
+
+
+def all_below(
+    table: Table, call: str
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Ids, tables and rows below the cache of a table that is current.
+
+    A row may come twice, of which the first counts: what the Store cannot write
+    comes before what it has. Rows that the cache has may come, too.
+
+    Args:
+        table: a cached table.
+        call: who wants them, for messages.
+    """
+    store = store_of(table, call)
+    waiting = native.settle_store(table.spec.name)
+    if waiting is not None and len(waiting[0]):
+        ids, tables, rows = waiting
+        yield ids, tables, rows.view(np.uint32)
+    yield from store.items()
 
 
 def check_current(table: Table, call: str, *, late: bool = False) -> None:

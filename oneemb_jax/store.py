@@ -226,13 +226,17 @@ class Store:
         """
         self._store.delete(name)
 
-    def attach(self, name: str) -> int:
+    def attach(self, name: str, slots: int) -> int:
         """Makes this the Store of the cached table of that name.
+
+        Args:
+            name: of the table.
+            slots: of its cache.
 
         Returns:
             A nonce that no other Store has: the table's arrays carry it.
         """
-        return native.attach_store(name, self._store)
+        return native.attach_store(name, self._store, slots)
 
     def close(self) -> None:
         """Gives the folder back; rows that no snapshot has are gone.

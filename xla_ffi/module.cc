@@ -28,6 +28,7 @@ nb::dict Handlers() {
   handlers["oneemb_read_rows"] = Capsule(oneemb::OneembReadRows);
   handlers["oneemb_write_rows"] = Capsule(oneemb::OneembWriteRows);
   handlers["oneemb_stage"] = Capsule(oneemb::OneembStage);
+  handlers["oneemb_prefetch"] = Capsule(oneemb::OneembPrefetch);
   handlers["oneemb_lookup_cached"] = Capsule(oneemb::OneembLookupCached);
   handlers["oneemb_update_cached"] = Capsule(oneemb::OneembUpdateCached);
   handlers["oneemb_read_cached_rows"] = Capsule(oneemb::OneembReadCachedRows);

@@ -127,6 +127,22 @@ ffi::Error StageHandler(ffi::ThreadPool pool, ffi::RunId run,
   return Run("stage", [&] { return Stage(&parallel, arguments.table(), ids); });
 }
 
+ffi::Error PrefetchHandler(ffi::ThreadPool pool, ffi::RunId run,
+                           ffi::RemainingArgs args,
+                           ffi::Result<ffi::AnyBuffer> generation,
+                           ffi::Dictionary attributes) {
+  Arguments arguments;
+  IdsView ids{};
+  ONEEMB_RETURN_IF_ERROR(Decode(args, attributes, run, &arguments));
+  ONEEMB_RETURN_IF_ERROR(DecodeBatchIds(arguments, 0, &ids));
+  if (generation->untyped_data() != arguments.generation) {
+    return ffi::Error::Internal("prefetch: the table is not used in place");
+  }
+  FfiParallel parallel(pool);
+  return Run("prefetch",
+             [&] { return Prefetch(&parallel, arguments.table(), ids); });
+}
+
 ffi::Error UpdateCachedHandler(ffi::ThreadPool pool, ffi::RunId run,
                                ffi::RemainingArgs args,
                                ffi::RemainingRets results,
@@ -257,6 +273,14 @@ ffi::Error FlushHandler(ffi::RunId run, ffi::RemainingArgs args,
 ONEEMB_CACHED_HANDLER(OneembStage, StageHandler);
 ONEEMB_CACHED_HANDLER(OneembUpdateCached, UpdateCachedHandler);
 ONEEMB_CACHED_HANDLER(OneembWriteCachedRows, WriteCachedRowsHandler);
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembPrefetch, PrefetchHandler,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Ctx<ffi::RunId>()
+                                  .RemainingArgs()        // table, ids
+                                  .Ret<ffi::AnyBuffer>()  // generation
+                                  .Attrs());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembLookupCached, LookupCachedHandler,
                               ffi::Ffi::Bind()

@@ -36,6 +36,10 @@ std::shared_ptr<TableStore> StoreOf(const std::string& name);
 // there is no memory to work in; then nothing has changed.
 bool Stage(Parallel* parallel, const CachedTable& table, const IdsView& ids);
 
+// Begins to read the rows of a batch that is to be staged later, as many as
+// there is room for. The table does not change; a stale one asks for nothing.
+bool Prefetch(Parallel* parallel, const CachedTable& table, const IdsView& ids);
+
 // Update (cpu/update.h) of a table that is current.
 bool UpdateCached(Parallel* parallel, const CachedTable& table,
                   const UpdateArgs& args);
