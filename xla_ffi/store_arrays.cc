@@ -33,7 +33,8 @@ nb::object Array(Vector vector, std::vector<size_t> shape) {
       nb::ndarray<nb::numpy, T>(data, shape.size(), shape.data(), owner));
 }
 
-// (ids, tables, rows) of a batch.
+}  // namespace
+
 nb::tuple Arrays(RowBatch batch, int64_t row_bytes) {
   const size_t count = batch.keys.size();
   std::vector<uint64_t> ids(count);
@@ -48,8 +49,6 @@ nb::tuple Arrays(RowBatch batch, int64_t row_bytes) {
       Array<uint8_t>(std::move(batch.rows),
                      {count, static_cast<size_t>(row_bytes)}));
 }
-
-}  // namespace
 
 std::string PathOf(const nb::bytes& path) {
   return {path.c_str(), path.size()};
