@@ -143,7 +143,7 @@ class Trainer:
         bar = tqdm(total=total, unit=" samples", unit_scale=True, smoothing=0.1)
         with bar, _interruption() as interrupted:
             start = time.monotonic()
-            for batch, next_ids in _look_ahead(batches):
+            for batch, next_ids in oe.PrefetchScheduler(batches, "ids"):
                 self._one_step(batch, next_ids)
                 bar.update(len(batch["ids"]))
                 if self.steps % WINDOW == 0:
@@ -232,17 +232,6 @@ def _count_distinct(ids: np.ndarray) -> int:
     """Distinct pairs of table and id in i64[batch, tables], ids below 2**33."""
     keys = np.sort((ids + (np.arange(ids.shape[1]) << 33)).reshape(-1))
     return 1 + int(np.count_nonzero(np.diff(keys)))
-
-
-def _look_ahead(batches: Iterator[Batch]) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Pairs each batch with the ids of the one that follows, u32[..., 2]."""
-    previous: Batch | None = None
-    for batch in batches:
-        if previous is not None:
-            yield previous, oe.pack_ids(batch["ids"])
-        previous = batch
-    if previous is not None:
-        yield previous, oe.pack_ids(previous["ids"])
 
 
 @contextlib.contextmanager

@@ -60,6 +60,7 @@ from oneemb_jax.persistent_table import (
 )
 from oneemb_jax.saving import restore as restore
 from oneemb_jax.saving import save as save
+from oneemb_jax.scheduler import PrefetchScheduler as PrefetchScheduler
 from oneemb_jax.snapshot import save_snapshot as save_snapshot
 from oneemb_jax.sparse_grad import SparseGrad as SparseGrad
 from oneemb_jax.spec import TableSpec as TableSpec
@@ -78,6 +79,7 @@ __all__ = [
     "MultiTableEmbedding",
     "MultiTableMultiColumnEmbedding",
     "Optimizer",
+    "PrefetchScheduler",
     "Rows",
     "SparseGrad",
     "Table",

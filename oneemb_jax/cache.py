@@ -199,7 +199,7 @@ def all_below(
     yield from store.items()
 
 
-def check_current(table: Table, call: str) -> None:
+def check_current(table: Table, call: str, *, late: bool = False) -> None:
     """Raises if a cached table is stale, or its Store could not do something.
 
     What the Store could not do is raised once: the table can be read then.
@@ -207,6 +207,8 @@ def check_current(table: Table, call: str) -> None:
     Args:
         table: a cached table.
         call: who wants to use it, for messages.
+        late: the table is a copy of an earlier one's counts, so an older generation
+            is no fault.
     """
     name = table.spec.name
     state = native.store_of_table(name)
@@ -224,7 +226,7 @@ def check_current(table: Table, call: str) -> None:
             f"{state['generation']}. Use the table that the last init() or "
             "load_snapshot made."
         )
-    if generation != state["generation"]:
+    if generation != state["generation"] and not late:
         raise TableError(
             f"{call}(table): table {name!r} is of generation {generation}, its Store "
             f"at generation {state['generation']}: it was kept while a later one was "

@@ -20,8 +20,14 @@ from oneemb_jax.table import (
 )
 
 
-def host_counters(table: Any, call: str) -> dict[str, int]:
-    """The counters as Python integers; waits for the table."""
+def host_counters(table: Any, call: str, *, late: bool = False) -> dict[str, int]:
+    """The counters as Python integers; waits for the table.
+
+    Args:
+        table: the table.
+        call: the public function, for messages.
+        late: the table is a copy of an earlier one's counts.
+    """
     table = check_table(table, call)
     if isinstance(table.counters, jax.core.Tracer):
         raise TypeError(
@@ -30,7 +36,7 @@ def host_counters(table: Any, call: str) -> dict[str, int]:
         )
     counters = counter_values(table)
     if table.spec.is_cached:
-        check_current(table, call)
+        check_current(table, call, late=late)
         figures = cache_figures(table)
         for name in ("unstaged", "stale"):
             counters[name] += figures[name]
@@ -101,7 +107,12 @@ def stats(table: Table) -> dict[str, int | float]:
         >>> stats["rows"], stats["load"], stats["row_bytes"]
         (0, 0.0, 256)
     """
-    counters = host_counters(table, "stats")
+    return stats_of(table, host_counters(table, "stats"))
+
+
+def stats_of(table: Table, counters: dict[str, int]) -> dict[str, int | float]:
+    """:func:`stats`, of counters that have been read."""
+    counters = dict(counters)
     looked_up = counters["hits"] + counters["misses"]
     leaves = jax.tree.leaves(table)
     staged, used = counters.pop("staged"), counters.pop("slots_used")
@@ -188,7 +199,11 @@ def check(table: Table) -> None:
         ... ) as emb:
         ...     oe.check(emb.init())
     """
-    counters = host_counters(table, "check")
+    raise_counted(table, host_counters(table, "check"))
+
+
+def raise_counted(table: Table, counters: dict[str, int]) -> None:
+    """:func:`check`, of counters that have been read."""
     spec = table.spec
     problems = {
         "overflows": f"gradients were dropped: the table is full with its "
