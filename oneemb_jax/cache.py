@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +31,7 @@ _UNBOUNDED = 2**63 - 1
 class _Open(NamedTuple):
     store: Store
     nonce: int
+    spec: TableSpec
 
 
 #: Open Stores by the names of their tables.
@@ -84,26 +86,66 @@ def init_cached(spec: TableSpec, device: Any = None) -> Table:
         spec: of the table.
         device: a ``jax.Device`` of the platform "cpu"; None: the default device.
     """
-    if isinstance(device, jax.Device | None):
-        platform = jax.default_backend() if device is None else device.platform
-        if platform != "cpu":
-            raise ValueError(
-                f"init(device={device!r}): cached tables live on CPU devices so far; "
-                'pass jax.devices("cpu")[0], or make_device_mem_store_options.'
-            )
+    _check_platform(device, "init")
     close_cached(spec.name)
+    return _attached(_open_store(spec), spec, device)
+
+
+def load_cached(spec: TableSpec, device: Any, folder: str) -> Table:
+    """A cached table, its cache empty, over the rows of a snapshot.
+
+    They take the place of all that a Store of the table's name has; if they cannot
+    be had, it and its table stay as they are.
+
+    Args:
+        spec: of the table.
+        device: as in ``init_cached``.
+        folder: of the snapshot.
+    """
+    _check_platform(device, "load_snapshot")
+    found = _open.get(spec.name)
+    if found is not None and found.spec == spec:
+        native.settle_store(spec.name)  # nothing of the old rows comes late
+        found.store.load_from(folder)
+        return _attached(found.store, spec, device)
+    close_cached(spec.name)
+    store = _open_store(spec)
+    try:
+        store.load_from(folder)
+    except BaseException:
+        store.close()
+        raise
+    return _attached(store, spec, device)
+
+
+def _check_platform(device: Any, call: str) -> None:
+    if not isinstance(device, jax.Device | None):
+        return  # init_table says so
+    platform = jax.default_backend() if device is None else device.platform
+    if platform != "cpu":
+        raise ValueError(
+            f"{call}(device={device!r}): cached tables live on CPU devices so far; "
+            'pass jax.devices("cpu")[0], or make_device_mem_store_options.'
+        )
+
+
+def _open_store(spec: TableSpec) -> Store:
     options = spec.store
     budget = int(options.host_cache_budget_mb * _MIB)
-    store = Store(
-        options.persistent_path,
+    return Store(
+        options.folder,
         4 * spec.row_words,
         options.store_kind,
         host_budget_bytes=budget if options.kind == "ssd" else _UNBOUNDED,
         block_bytes=options.physical_block_size,
     )
+
+
+def _attached(store: Store, spec: TableSpec, device: Any) -> Table:
+    """An empty cache over a Store, which is that of the table's name now."""
     try:
-        nonce = store.attach(spec.name)
-        _open[spec.name] = _Open(store, nonce)
+        nonce = store.attach(spec.name, spec.capacity)
+        _open[spec.name] = _Open(store, nonce, spec)
         return init_table(spec, device, nonce=nonce)
     except BaseException:
         close_cached(spec.name)
@@ -125,10 +167,36 @@ def _close_all() -> None:
         close_cached(name)
 
 
+def open_store(name: str) -> Store | None:
+    """The open Store of the cached table of a name, if there is one."""
+    found = _open.get(name)
+    return None if found is None else found.store
+
+
 def store_of(table: Table, call: str) -> Store:
     """The open Store of a table that is current."""
     check_current(table, call)
     return _open[table.spec.name].store
+
+
+def all_below(
+    table: Table, call: str
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Ids, tables and rows below the cache of a table that is current.
+
+    A row may come twice, of which the first counts: what the Store cannot write
+    comes before what it has. Rows that the cache has may come, too.
+
+    Args:
+        table: a cached table.
+        call: who wants them, for messages.
+    """
+    store = store_of(table, call)
+    waiting = native.settle_store(table.spec.name)
+    if waiting is not None and len(waiting[0]):
+        ids, tables, rows = waiting
+        yield ids, tables, rows.view(np.uint32)
+    yield from store.items()
 
 
 def check_current(table: Table, call: str, *, late: bool = False) -> None:

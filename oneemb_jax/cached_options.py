@@ -66,6 +66,11 @@ class CachedStoreOptions:
             )
 
     @property
+    def folder(self) -> str:
+        """The folder of the Store: that of the one rank there is."""
+        return os.path.join(self.persistent_path, "0-1")
+
+    @property
     def store_kind(self) -> str:
         """The kind of Store below the cache (``oneemb_jax.store.Store``)."""
         if self.kind == "host_mem":

@@ -92,8 +92,10 @@ def stats(table: Table) -> dict[str, int | float]:
         Of a cached table, ``capacity`` are the slots of its cache and ``load`` is
         the share of them in use, ``cached_rows``. It has more figures: ``staged``
         batches; ``cache_hits`` and ``cache_misses``, distinct ids of staged batches
-        with and without a slot; ``cache_hit_rate``; ``victims``, rows evicted, and
-        ``write_backs``, those of them that were written down.
+        with and without a slot; ``cache_hit_rate``; of the misses, ``prefetched``,
+        those that :func:`prefetch` had read; ``prefetch_refused``, ids that it had
+        no room for; ``stalls``, batches that waited for the store; ``victims``,
+        rows evicted, and ``write_backs``, those of them that were written down.
 
     Example:
         >>> import oneemb_jax as oe

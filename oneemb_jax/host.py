@@ -332,14 +332,7 @@ def set_rows(
         values = _as_rows(array, f"state[{name!r}]", field.dtype, wanted)
         field[...] = values.reshape(field.shape)
     _check_room(table, words, tables, rows.found)
-    # A cached table takes no more at once than its cache has slots.
-    most = len(words)
-    if table.spec.is_cached:
-        most = 2 ** (table.capacity.bit_length() - 1)
-    for i in range(0, len(words), most):
-        part = (array[i : i + most] for array in (words, tables, raw))
-        table = _write_rows(table, *map(_padded, part))
-    return table
+    return write_raw_rows(table, words, tables, raw)
 
 
 def write_raw_rows(
@@ -353,9 +346,14 @@ def write_raw_rows(
         tables: int32[n].
         rows: uint32[n, row_words].
     """
-    if not len(words):
-        return table
-    return _write_rows(table, *map(_padded, (words, tables, rows)))
+    # A cached table takes no more at once than its cache has slots.
+    most = len(words)
+    if table.spec.is_cached:
+        most = 2 ** (table.capacity.bit_length() - 1)
+    for i in range(0, len(words), max(most, 1)):
+        part = (array[i : i + most] for array in (words, tables, rows))
+        table = _write_rows(table, *map(_padded, part))
+    return table
 
 
 def _as_rows(

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from oneemb_jax.cache import store_of
+from oneemb_jax.cache import all_below
 from oneemb_jax.counters import host_counters
 from oneemb_jax.table import BUCKET_ENTRIES, Table
 
@@ -127,15 +127,13 @@ def _in_store(
     table: Table, batch_size: int, width: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Rows of a cached table that its cache does not have."""
-    cached = _cached_ids(table, batch_size)
-    for ids, tables, rows in store_of(table, "items").items():
-        below = np.ones(len(ids), bool)
-        for key in np.unique(tables):
-            here, own = tables == key, cached.get(int(key))
-            if own is not None:
-                at = np.minimum(np.searchsorted(own, ids[here]), len(own) - 1)
-                below[here] = own[at] != ids[here]
-        chosen = np.flatnonzero(below)
+    seen = _Seen()
+    for ids, tables, _ in _in_device_memory(table, batch_size, 0):
+        seen.add(ids.astype(np.uint64), tables)
+    for below, (ids, tables, rows) in enumerate(all_below(table, "items")):
+        chosen = np.flatnonzero(seen.new(ids, tables))
+        if below == 0:  # what waits to be written, if anything does
+            seen.add(ids, tables)
         for i in range(0, len(chosen), batch_size):
             part = chosen[i : i + batch_size]
             yield (
@@ -145,14 +143,31 @@ def _in_store(
             )
 
 
-def _cached_ids(table: Table, batch_size: int) -> dict[int, np.ndarray]:
-    """By table, the sorted ids of the rows in the cache."""
-    found: dict[int, list[np.ndarray]] = {}
-    for ids, tables, _ in _in_device_memory(table, batch_size, 0):
-        for key in np.unique(tables):
-            own = ids[tables == key].astype(np.uint64)
-            found.setdefault(int(key), []).append(own)
-    return {key: np.sort(np.concatenate(own)) for key, own in found.items()}
+class _Seen:
+    """A set of (table, id)."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, list[np.ndarray]] = {}
+        self._sorted: dict[int, np.ndarray] = {}
+
+    def add(self, ids: np.ndarray, tables: np.ndarray) -> None:
+        """Adds uint64 ids."""
+        for key in np.unique(tables).tolist():
+            self._parts.setdefault(key, []).append(ids[tables == key])
+            self._sorted.pop(key, None)
+
+    def new(self, ids: np.ndarray, tables: np.ndarray) -> np.ndarray:
+        """Which are not in the set."""
+        new = np.ones(len(ids), bool)
+        for key in np.unique(tables).tolist():
+            if key not in self._parts:
+                continue
+            if key not in self._sorted:
+                self._sorted[key] = np.sort(np.concatenate(self._parts[key]))
+            own, here = self._sorted[key], tables == key
+            at = np.minimum(np.searchsorted(own, ids[here]), len(own) - 1)
+            new[here] = own[at] != ids[here]
+        return new
 
 
 def _words(table: Table, slots: np.ndarray, batch_size: int, width: int) -> np.ndarray:

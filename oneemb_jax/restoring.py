@@ -154,7 +154,9 @@ class _Restorer:
                 "which no file holds; pass like={...} with its embedding in the "
                 "table's place."
             )
-        capacity = max(state.capacity, spec.capacity)
+        # A cached table has more rows than its capacity says.
+        most = max(state.capacity, spec.capacity, part.reader.rows)
+        capacity = None if spec.is_cached else most
         device = None
         if isinstance(like, Table) and like.rows.committed:
             (device,) = like.rows.devices()

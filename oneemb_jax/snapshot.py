@@ -17,13 +17,21 @@ import numpy as np
 from oneemb_jax import manifest as mf
 from oneemb_jax import snapshot_files as files
 from oneemb_jax._ffi import native
+from oneemb_jax.cache import init_cached, load_cached, store_of
 from oneemb_jax.counters import host_counters, size
 from oneemb_jax.host import write_raw_rows
 from oneemb_jax.items import raw_items
 from oneemb_jax.oneflow_rows import counts_updates
 from oneemb_jax.snapshot_files import Part
 from oneemb_jax.spec import TableSpec
-from oneemb_jax.table import COUNTERS, Table, check_capacity, init_table
+from oneemb_jax.table import (
+    COUNTERS,
+    Table,
+    check_capacity,
+    counter_values,
+    init_table,
+)
+from oneemb_jax.tiers import write_down
 
 SEGMENT_BYTES = 2**28
 _MOST_ROW_BYTES = 2**16
@@ -105,6 +113,12 @@ def save_snapshot(table: Table, name: str) -> str:
     host_counters(table, call)
     files.check_name(name, call)
     folder = files.rank_folder(files.persistent_path(table.spec, call))
+    if table.spec.is_cached:
+        # The Store is in that folder: most rows are linked to, not copied.
+        write_down(table, call)
+        described = mf.describe_table(table).encode()
+        store_of(table, call).save_snapshot(name, described)
+        return files.snapshot_path(folder, name)
     return write_table(table, folder, name, call)
 
 
@@ -168,12 +182,19 @@ def with_state(table: Table, state: mf.TableState) -> Table:
 
     Its learning rate is its embedding's.
     """
-    counters = np.array([state.counters[name] for name in COUNTERS], "<u8")
+    counts, generation = dict(state.counters), state.generation
+    # Generation and slots are those of the cache, which is as it is.
+    own = counter_values(table)
+    for name in ("staged", "slots_used"):
+        counts[name] = own[name]
+    if table.spec.is_cached:
+        generation = np.array(table.generation)[0]
+    counters = np.array([counts[name] for name in COUNTERS], "<u8")
     return dataclasses.replace(
         table,
         counters=_set(table.counters, counters.view("<u4")),
         step=_set(table.step, state.step),
-        generation=_set(table.generation, state.generation),
+        generation=_set(table.generation, generation),
     )
 
 
@@ -195,6 +216,30 @@ def _checked_step(
     return int(step)
 
 
+def _cached_table(
+    spec: TableSpec, parts: list[Part], device: Any, capacity: int | None, call: str
+) -> Table:
+    """A cached table with the rows of a snapshot."""
+    if capacity is not None:
+        raise ValueError(
+            f"{call}(capacity={capacity}): the table is cached: its cache has the "
+            "size that cache_budget_mb gives it; leave capacity out."
+        )
+    first = parts[0]
+    if len(parts) == 1 and first.manifest.row_words == spec.row_words:
+        # Rows stay where they are: the Store links to them.
+        table = load_cached(spec, device, first.folder)
+        rows = np.array([first.reader.rows], "<u8").view("<u4")
+        place = COUNTERS.index("rows")
+        return dataclasses.replace(
+            table, counters=table.counters.at[0, place].set(jnp.asarray(rows))
+        )
+    table = init_cached(spec, device)
+    for part in parts:
+        table = _add_rows(table, part)
+    return table
+
+
 def read_table(
     spec: TableSpec,
     parts: list[Part],
@@ -212,12 +257,15 @@ def read_table(
     else:
         mf.check_same(manifest.spec, spec, ignored, call)
     done = _checked_step(spec, manifest, step, call)
-    wanted = spec.capacity if capacity is None else check_capacity(capacity, call)
     rows = sum(part.reader.rows for part in parts)
-    _check_room(rows, manifest, wanted, call)
-    table = init_table(spec, device, wanted)
-    for part in parts:
-        table = _add_rows(table, part)
+    if spec.is_cached:
+        table = _cached_table(spec, parts, device, capacity, call)
+    else:
+        wanted = spec.capacity if capacity is None else check_capacity(capacity, call)
+        _check_room(rows, manifest, wanted, call)
+        table = init_table(spec, device, wanted)
+        for part in parts:
+            table = _add_rows(table, part)
     if size(table) != rows:
         raise ValueError(
             f"{parts[0].folder}: {rows - size(table)} of its rows have the key of "

@@ -8,6 +8,7 @@ from typing import Any
 
 from oneemb_jax import snapshot_files as files
 from oneemb_jax._ffi import native
+from oneemb_jax.cache import open_store
 from oneemb_jax.counters import host_counters
 from oneemb_jax.options import AnyPath
 from oneemb_jax.snapshot import read_table, save_snapshot
@@ -64,7 +65,7 @@ class SnapshotMethods:
             device: as in ``init``.
             capacity: rows that the table has room for; by default those of the
                 store options. Rows are admitted as they were only if it is that
-                of the table saved.
+                of the table saved. Not for a cached table.
             ignore: what may differ from the snapshot's, of "key_type" (signed or
                 unsigned), "optimizer" (its numbers), "seed", "tables" (their
                 initializers; more of them): it matters to rows to come alone.
@@ -134,7 +135,12 @@ class SnapshotMethods:
         """
         call = f"{type(self).__name__}.delete_snapshot"
         paths = files.persistent_path(self.spec, call)
-        for folder in files.find_parts(paths, name, call):
+        folders = files.find_parts(paths, name, call)
+        store = open_store(self.spec.name)
+        if store is not None:  # it has the folder's lock
+            store.delete_snapshot(name)
+            return
+        for folder in folders:
             root = Path(folder).parent.parent
             native.delete_snapshot(files.encode_path(root), name)
 

@@ -205,6 +205,15 @@ class Store:
         """
         return self._store.load(name)
 
+    def load_from(self, folder: str | os.PathLike[str]) -> None:
+        """Replaces all rows by those of the snapshot in a folder, anywhere.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            StoreError: if it is damaged. Any error leaves the Store as it was.
+        """
+        self._store.load_from(os.fsencode(folder))
+
     def list_snapshots(self) -> list[str]:
         """Names of the snapshots, sorted."""
         return self._store.list()
@@ -226,13 +235,17 @@ class Store:
         """
         self._store.delete(name)
 
-    def attach(self, name: str) -> int:
+    def attach(self, name: str, slots: int) -> int:
         """Makes this the Store of the cached table of that name.
+
+        Args:
+            name: of the table.
+            slots: of its cache.
 
         Returns:
             A nonce that no other Store has: the table's arrays carry it.
         """
-        return native.attach_store(name, self._store)
+        return native.attach_store(name, self._store, slots)
 
     def close(self) -> None:
         """Gives the folder back; rows that no snapshot has are gone.

@@ -100,9 +100,13 @@ def stage(table: Table, ids: Any, table_ids: Any = None) -> Table:
 
 
 def prefetch(table: Table, ids: Any, table_ids: Any = None) -> Table:
-    """Starts to move the rows of a later batch towards device memory.
+    """Starts to read the rows of a later batch; does not wait for them.
 
-    The identity on a table in device memory, as :func:`stage` is.
+    The identity on a table in device memory, as :func:`stage` is. Of a cached
+    table it changes no row and evicts none: threads of the store read what the
+    cache lacks, and the ``stage`` that wants it takes it from there. They read as
+    many rows at once as the cache has slots that the current batch leaves, and
+    count the rest, which ``stage`` then reads itself.
 
     Args:
         table: the table.
@@ -117,18 +121,62 @@ def prefetch(table: Table, ids: Any, table_ids: Any = None) -> Table:
         ValueError: if shapes do not fit.
 
     Example:
+        >>> import tempfile
         >>> import numpy as np
         >>> import oneemb_jax as oe
-        >>> with oe.MultiTableEmbedding(
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> with folder as path, oe.MultiTableEmbedding(
         ...     "prefetch", 4, "float32", "int64", optimizer=oe.sgd(0.1),
-        ...     store_options=oe.make_device_mem_store_options(capacity=8),
+        ...     store_options=oe.make_cached_ssd_store_options(0.01, path),
         ... ) as emb:
-        ...     table = emb.init()
-        ...     oe.prefetch(table, np.array([1, 2])) is table
-        True
+        ...     table = oe.stage(emb.init(), np.array([1, 2]))
+        ...     table = oe.prefetch(table, np.array([2, 3, 4]))
+        ...     table = oe.stage(table, np.array([2, 3, 4]))
+        ...     oe.stats(table)["prefetched"]
+        2
     """
-    _batch(table, ids, table_ids, "prefetch")
-    return table
+    batch = _batch(table, ids, table_ids, "prefetch")
+    if not table.spec.is_cached:
+        return table
+    arrays = [getattr(table, name) for name in CACHED_ARRAYS]
+    operands = (*arrays, *batch)
+    # The generation comes out as it went in: all later calls take it, and so
+    # come after this one, which reads the index.
+    (generation,) = _ffi.call(
+        "oneemb_prefetch",
+        [out_like(operands, (1,), np.uint32)],
+        *operands,
+        aliases={CACHED_ARRAYS.index("generation"): 0},
+        **table.spec.attributes(),
+    )
+    return dataclasses.replace(table, generation=generation)
+
+
+@jax.jit
+def _write_down(table: Table) -> list[jax.Array]:
+    arrays = [getattr(table, name) for name in CACHED_ARRAYS]
+    return _ffi.call(
+        "oneemb_write_down",
+        [jax.ShapeDtypeStruct((1,), np.dtype(np.bool_))],
+        *arrays,
+        **table.spec.attributes(),
+    )
+
+
+def write_down(table: Table, call: str) -> None:
+    """Writes all rows of a cached table to its Store; the table stays as it is.
+
+    Args:
+        table: a cached table.
+        call: who wants it, for messages.
+
+    Raises:
+        OSError: if the store cannot write.
+    """
+    (done,) = _write_down(table)
+    if not bool(np.array(done)[0]):
+        check_current(table, call)
+        raise OSError(f"{call}: the store of {table.spec.name!r} cannot write.")
 
 
 @jax.jit

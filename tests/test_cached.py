@@ -271,7 +271,7 @@ def test_no_copy_in_a_step(tmp_path):
         return jnp.sum(jnp.tanh(acts @ weight))
 
     def trained(table, ids, weight):
-        table = oe.stage(table, ids)
+        table = oe.prefetch(oe.stage(table, ids), ids + 1)
         acts, ctx = oe.lookup(table, ids)
         value, grads = jax.value_and_grad(loss, (0, 1))(weight, acts)
         return oe.update(table, ctx, grads[1]), value, grads[0]

@@ -104,6 +104,17 @@ def test_ids_of_several_embeddings():
     assert oe.unpack_ids(last["i"][0]).tolist() == [0, 1]
 
 
+def test_every_axis_is_fitted_by_itself():
+    batches = [
+        np.array([[1, 2, 3]]),
+        np.array([[7, 8], [9, 10]]),
+        np.zeros((2, 3), int),
+    ]
+    pairs = list(oe.PrefetchScheduler(batches, lambda batch: batch))
+    announced = [oe.unpack_ids(ids).tolist() for _, ids in pairs]
+    assert announced == [[[7, 8, 7]], [[0, 0], [0, 0]], [[0, 0, 0], [0, 0, 0]]]
+
+
 @pytest.mark.parametrize(
     "ids",
     [
@@ -280,8 +291,9 @@ def test_the_state_stands_while_the_loop_goes_on(kind: str):
 
 @torch_is_old
 @pytest.mark.parametrize("kind", [k for k in SOURCES if k != "generator"])
-def test_a_running_loop_goes_back(kind: str):
-    scheduler = oe.PrefetchScheduler(SOURCES[kind](), "ids", depth=2)
+@pytest.mark.parametrize("depth", [2, 20])  # 20: read to the end by then
+def test_a_running_loop_goes_back(kind: str, depth: int):
+    scheduler = oe.PrefetchScheduler(SOURCES[kind](), "ids", depth=depth)
     seen, back = [], None
     for batch, _ in scheduler:
         seen.append(int(np.asarray(batch["step"]).reshape(-1)[0]))

@@ -35,25 +35,29 @@ def loss_of(weight, acts):
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))
-def step(table, weight, ids):
+def step(table, weight, ids, later=None):
     table = oe.stage(table, ids)
+    if later is not None:
+        table = oe.prefetch(table, later)
     acts, ctx = oe.lookup(table, ids)
     loss, (g_weight, g_acts) = jax.value_and_grad(loss_of, (0, 1))(weight, acts)
     table = oe.update(table, ctx, g_acts)
     return table, weight - jnp.float32(0.1) * g_weight, loss
 
 
-def run(table):
+def run(table, depth=0):
     """All that a run leaves: losses, weights, rows with their state, counts."""
     weight = jnp.linspace(-1, 1, TABLES * DIM * 2, dtype=jnp.float32)
     weight = weight.reshape(TABLES * DIM, 2)
     losses = []
-    for ids in batches():
-        table, weight, loss = step(table, weight, ids)
+    every = batches()
+    for t, ids in enumerate(every):
+        later = every[min(t + depth, STEPS - 1)] if depth else None
+        table, weight, loss = step(table, weight, ids, later)
         losses.append(loss)
     oe.check(table)
-    every = np.repeat(np.arange(IDS + 3)[:, np.newaxis], TABLES, 1)
-    rows = oe.get_rows(table, every.astype(np.int64) * (2**33 + 1) - 1)
+    known = np.repeat(np.arange(IDS + 3)[:, np.newaxis], TABLES, 1)
+    rows = oe.get_rows(table, known.astype(np.int64) * (2**33 + 1) - 1)
     counts = {n: oe.stats(table)[n] for n in ("rows", "hits", "misses", "inserts")}
     state = [rows.state[name].tobytes() for name in sorted(rows.state)]
     arrays = (np.array(losses), np.array(weight), rows.embedding, rows.found)
@@ -106,6 +110,21 @@ def test_same_bits_whatever_the_store_and_the_budget(
     assert stats["cached_rows"] == slots
     assert stats["victims"] > 0
     assert stats["write_backs"] > 0
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("factor", [1, 10])
+@pytest.mark.parametrize(("kind", "host_cache"), STORES)
+def test_same_bits_with_prefetch(tmp_path, kind, host_cache, factor, depth):
+    slots = WORST * factor
+    table = cached(tmp_path, slots, kind=kind, host_cache_mb=host_cache)
+    *found, table = run(table, depth)
+    assert tuple(found) == expected("adagrad")
+    stats = oe.stats(table)
+    assert stats["prefetched"] > 0
+    assert stats["prefetched"] <= stats["cache_misses"]
+    assert stats["stalls"] <= STEPS
+    assert (stats["prefetch_refused"] > 0) == (factor == 1)
 
 
 @pytest.mark.parametrize("optimizer", [o for o in OPTIMIZERS if o != "adagrad"])

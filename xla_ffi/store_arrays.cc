@@ -16,11 +16,9 @@ PyObject* store_error = nullptr;
   throw nb::python_error();
 }
 
-// (errno, message) in the class of OSError that Python has for the errno: the
-// system's own where a call of it failed, else `otherwise`.
-[[noreturn]] void RaiseSystem(const Status& status, int otherwise) {
-  const int error = status.error() != 0 ? status.error() : otherwise;
-  RaiseAs(PyExc_OSError, nb::make_tuple(error, Text(status.message())));
+// (errno, message) in the class of OSError that Python has for the errno.
+[[noreturn]] void RaiseSystem(int error, const std::string& message) {
+  RaiseAs(PyExc_OSError, nb::make_tuple(error, Text(message)));
 }
 
 // An array that takes over a vector.
@@ -35,7 +33,8 @@ nb::object Array(Vector vector, std::vector<size_t> shape) {
       nb::ndarray<nb::numpy, T>(data, shape.size(), shape.data(), owner));
 }
 
-// (ids, tables, rows) of a batch.
+}  // namespace
+
 nb::tuple Arrays(RowBatch batch, int64_t row_bytes) {
   const size_t count = batch.keys.size();
   std::vector<uint64_t> ids(count);
@@ -50,8 +49,6 @@ nb::tuple Arrays(RowBatch batch, int64_t row_bytes) {
       Array<uint8_t>(std::move(batch.rows),
                      {count, static_cast<size_t>(row_bytes)}));
 }
-
-}  // namespace
 
 std::string PathOf(const nb::bytes& path) {
   return {path.c_str(), path.size()};
@@ -80,17 +77,18 @@ void Raise(const Status& status) {
     case StatusKind::kInvalidArgument:
       RaiseAs(PyExc_ValueError, Text(message));
     case StatusKind::kNotFound:
-      RaiseSystem(status, ENOENT);
+      RaiseSystem(ENOENT, message);
     case StatusKind::kAlreadyExists:
-      RaiseSystem(status, EEXIST);
+      RaiseSystem(EEXIST, message);
     case StatusKind::kLocked:
-      RaiseSystem(status, EAGAIN);
+      RaiseSystem(EAGAIN, message);
     case StatusKind::kNoSpace:
-      RaiseSystem(status, ENOSPC);
+      // One errno for a full disk, a quota, a limit and a budget, as promised.
+      RaiseSystem(ENOSPC, message);
     case StatusKind::kIoError:
-      RaiseSystem(status, EIO);
+      RaiseSystem(status.error() != 0 ? status.error() : EIO, message);
     case StatusKind::kNoLink:
-      RaiseSystem(status, EXDEV);
+      RaiseSystem(EXDEV, message);
     case StatusKind::kNoMemory:
       RaiseAs(PyExc_MemoryError, Text(message));
     case StatusKind::kCorruption:

@@ -56,6 +56,9 @@ KeySpan Span(const std::vector<Key>& keys);
 // ValueError unless there are `keys` rows of row_bytes.
 void CheckRows(size_t count, size_t width, size_t keys, int64_t row_bytes);
 
+// (ids, tables, rows) of a batch.
+nb::tuple Arrays(RowBatch batch, int64_t row_bytes);
+
 // Rows in chunks, (ids, tables, rows) each; keeps alive what they come from.
 class Rows {
  public:

@@ -154,6 +154,12 @@ class StoreHandle {
     return nb::bytes(user.data(), user.size());
   }
 
+  void LoadFrom(const nb::bytes& folder) {
+    const std::string path = PathOf(folder);
+    const std::shared_ptr<Store> store = Use();
+    RunReleased([&] { return store->LoadFrom(path, nullptr); });
+  }
+
   std::vector<std::string> List() {
     std::vector<std::string> names;
     const std::shared_ptr<Store> store = Use();
@@ -201,6 +207,7 @@ void AddStoreClass(nb::module_& m) {
       .def("compact", &StoreHandle::Compact)
       .def("save", &StoreHandle::Save)
       .def("load", &StoreHandle::Load)
+      .def("load_from", &StoreHandle::LoadFrom)
       .def("list", &StoreHandle::List)
       .def("verify", &StoreHandle::Verify)
       .def("delete", &StoreHandle::Delete);
@@ -216,6 +223,9 @@ nb::object StoreOfTable(const std::string& name) {
   dict["generation"] = store->generation();
   dict["cache_hits"] = figures.hits.load();
   dict["cache_misses"] = figures.misses.load();
+  dict["prefetched"] = figures.prefetched.load();
+  dict["prefetch_refused"] = figures.refused.load();
+  dict["stalls"] = figures.stalls.load();
   dict["victims"] = figures.victims.load();
   dict["write_backs"] = figures.write_backs.load();
   dict["unstaged"] = figures.unstaged.load();
@@ -223,13 +233,30 @@ nb::object StoreOfTable(const std::string& name) {
   return dict;
 }
 
+// (ids, tables, rows) that wait to be written, after an attempt to do so. None
+// without a Store.
+nb::object SettleStore(const std::string& name) {
+  const std::shared_ptr<TableStore> store = FindStore(name);
+  if (store == nullptr) return nb::none();
+  RowBatch batch;
+  {
+    const nb::gil_scoped_release released;
+    const MutexLock lock(store->operations());
+    if (!store->mover().Drain().ok()) {
+      store->mover().Waiting(&batch.keys, &batch.rows);
+    }
+  }
+  return Arrays(std::move(batch), store->store()->options().row_bytes);
+}
+
 void AddTableStores(nb::module_& m) {
+  m.def("settle_store", &SettleStore, "Rows that could not be written.");
   m.def(
       "attach_store",
-      [](const std::string& name, const StoreHandle& store) {
+      [](const std::string& name, const StoreHandle& store, int64_t slots) {
         const std::shared_ptr<Store> shared = store.Share();
         const nb::gil_scoped_release released;
-        return AttachStore(name, shared);
+        return AttachStore(name, shared, slots);
       },
       "Makes a Store the one of a table's name; a nonce.");
   m.def(

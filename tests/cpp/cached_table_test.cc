@@ -179,31 +179,84 @@ void CheckSameRows(Parallel* parallel, TestTable* plain, TestCached* cached) {
   CHECK_EQ(plain->counter(kRows), cached->counter(kRows));
 }
 
+// One run on both tables, batch by batch; returns how many batches were not
+// trained since rows of them could not be had.
+int64_t TrainBoth(Parallel* parallel, TestTable* plain, TestCached* cached,
+                  const std::vector<Batch>& batches, size_t depth,
+                  SimEnv* full_at_times) {
+  int64_t skipped = 0;
+  for (size_t t = 0; t < batches.size(); ++t) {
+    if (full_at_times != nullptr && t % 30 == 10) full_at_times->SetCapacity(0);
+    if (full_at_times != nullptr && t % 30 == 20) {
+      full_at_times->SetCapacity(int64_t{1} << 40);
+    }
+    const Batch& batch = batches[t];
+    CHECK(Stage(parallel, cached->Next(), batch.View()));
+    if (depth > 0 && t + depth < batches.size()) {
+      CHECK(Prefetch(parallel, cached->Now(), batches[t + depth].View()));
+    }
+    const Seen wanted = plain->Read(parallel, batch);
+    const Seen seen = cached->Read(parallel, batch);
+    const uint32_t before = cached->generation();
+    cached->Train(parallel, batch, seen);
+    if (cached->generation() == before) {
+      ++skipped;
+    } else {
+      CHECK(SameBits(wanted.activations, seen.activations));
+      plain->Train(parallel, {&batch}, {&wanted});
+    }
+    if (t % 40 == 39) cached->FlushAll();
+  }
+  return skipped;
+}
+
+std::vector<Batch> RandomBatches(uint64_t seed, int64_t most) {
+  std::mt19937_64 random(seed);
+  std::vector<Batch> batches;
+  for (int i = 0; i < 150; ++i) {
+    const auto size = static_cast<int64_t>(random() % 13);
+    batches.push_back(RandomBatch(&random, std::min(size, most)));
+  }
+  return batches;
+}
+
 TEST(TrainsAsInDeviceMemory) {
   for (const StoreKind kind : kAllKinds) {
     for (const int64_t slots : {12, 13, 24, 120}) {
-      std::mt19937_64 random(static_cast<uint64_t>(slots));
-      TestParallel parallel(slots % 2 + 1);
-      TestTable plain(kDim, 200, OptimizerKind::kAdagrad);
-      TestCached cached(kDim, slots, OptimizerKind::kAdagrad, "trains",
-                        std::make_shared<SimEnv>(), kind);
-      for (int step = 0; step < 150; ++step) {
-        const Batch batch =
-            RandomBatch(&random, static_cast<int64_t>(random() % 13));
-        CHECK(Stage(&parallel, cached.Next(), batch.View()));
-        const Seen wanted = plain.Read(&parallel, batch);
-        const Seen seen = cached.Read(&parallel, batch);
-        CHECK(SameBits(wanted.activations, seen.activations));
-        plain.Train(&parallel, {&batch}, {&wanted});
-        cached.Train(&parallel, batch, seen);
-        if (step % 40 == 39) cached.FlushAll();
+      for (const size_t depth : {0, 1, 2, 4}) {
+        TestParallel parallel(slots % 2 + 1);
+        TestTable plain(kDim, 200, OptimizerKind::kAdagrad);
+        TestCached cached(kDim, slots, OptimizerKind::kAdagrad, "trains",
+                          std::make_shared<SimEnv>(), kind);
+        const std::vector<Batch> batches =
+            RandomBatches(static_cast<uint64_t>(slots), slots);
+        CHECK_EQ(TrainBoth(&parallel, &plain, &cached, batches, depth, nullptr),
+                 int64_t{0});
+        CHECK_OK(cached.Now().store->TakeError());
+        CHECK_EQ(cached.counter(kUnstaged), uint64_t{0});
+        CHECK_EQ(cached.counter(kStale), uint64_t{0});
+        CHECK_EQ(plain.counter(kHits), cached.counter(kHits));
+        CheckSameRows(&parallel, &plain, &cached);
+        const TierFigures& figures = cached.Now().store->figures();
+        CHECK_EQ(figures.prefetched > 0, depth > 0);
+        CHECK(figures.prefetched <= figures.misses);
       }
-      CHECK_OK(cached.Now().store->TakeError());
-      CHECK_EQ(cached.counter(kUnstaged), 0);
-      CHECK_EQ(cached.counter(kStale), 0);
-      CHECK_EQ(plain.counter(kHits), cached.counter(kHits));
-      CheckSameRows(&parallel, &plain, &cached);
     }
+  }
+}
+
+TEST(AFullDiskLosesNothing) {
+  for (const size_t depth : {0, 2}) {
+    const auto env = std::make_shared<SimEnv>();
+    TestParallel parallel(2);
+    TestTable plain(kDim, 200, OptimizerKind::kAdagrad);
+    TestCached cached(kDim, 24, OptimizerKind::kAdagrad, "full", env);
+    const int64_t skipped = TrainBoth(&parallel, &plain, &cached,
+                                      RandomBatches(3, 12), depth, env.get());
+    CHECK(skipped > 0);
+    CHECK(skipped < 100);
+    CHECK(!cached.Now().store->TakeError().ok());
+    CheckSameRows(&parallel, &plain, &cached);
   }
 }
 

@@ -24,7 +24,7 @@ class TestCached {
         residency_(static_cast<size_t>(slots)) {
     const int64_t row_bytes = table_.View().row_words * 4;
     nonce_ = AttachStore(
-        name, OpenStore(SmallOptions(std::move(env), row_bytes, store)));
+        name, OpenStore(SmallOptions(std::move(env), row_bytes, store)), slots);
   }
   ~TestCached() { DetachStore(name_, nonce_); }
   TestCached(const TestCached&) = delete;

@@ -32,6 +32,9 @@ uint64_t NewNonce() {
 void TierFigures::Reset() {
   hits = 0;
   misses = 0;
+  prefetched = 0;
+  refused = 0;
+  stalls = 0;
   victims = 0;
   write_backs = 0;
   unstaged = 0;
@@ -67,15 +70,21 @@ void TableStore::Report(const Status& status) {
 }
 
 Status TableStore::TakeError() {
-  const MutexLock lock(mutex_);
-  return std::exchange(error_, Status());
+  {
+    const MutexLock lock(mutex_);
+    if (!error_.ok()) return std::exchange(error_, Status());
+  }
+  return mover_.TakeError();
 }
 
-uint64_t AttachStore(const std::string& name, std::shared_ptr<Store> store) {
-  const auto fresh = std::make_shared<TableStore>(std::move(store), NewNonce());
+uint64_t AttachStore(const std::string& name, std::shared_ptr<Store> store,
+                     int64_t slots) {
+  const auto fresh =
+      std::make_shared<TableStore>(std::move(store), slots, NewNonce());
+  std::shared_ptr<TableStore> gone;  // goes after the lock: it may take a while
   Registry& registry = TheRegistry();
   const MutexLock lock(registry.mutex);
-  registry.stores[name] = fresh;
+  gone = std::exchange(registry.stores[name], fresh);
   return fresh->nonce();
 }
 

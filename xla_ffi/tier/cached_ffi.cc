@@ -127,6 +127,22 @@ ffi::Error StageHandler(ffi::ThreadPool pool, ffi::RunId run,
   return Run("stage", [&] { return Stage(&parallel, arguments.table(), ids); });
 }
 
+ffi::Error PrefetchHandler(ffi::ThreadPool pool, ffi::RunId run,
+                           ffi::RemainingArgs args,
+                           ffi::Result<ffi::AnyBuffer> generation,
+                           ffi::Dictionary attributes) {
+  Arguments arguments;
+  IdsView ids{};
+  ONEEMB_RETURN_IF_ERROR(Decode(args, attributes, run, &arguments));
+  ONEEMB_RETURN_IF_ERROR(DecodeBatchIds(arguments, 0, &ids));
+  if (generation->untyped_data() != arguments.generation) {
+    return ffi::Error::Internal("prefetch: the table is not used in place");
+  }
+  FfiParallel parallel(pool);
+  return Run("prefetch",
+             [&] { return Prefetch(&parallel, arguments.table(), ids); });
+}
+
 ffi::Error UpdateCachedHandler(ffi::ThreadPool pool, ffi::RunId run,
                                ffi::RemainingArgs args,
                                ffi::RemainingRets results,
@@ -221,6 +237,21 @@ ffi::Error WriteCachedRowsHandler(ffi::ThreadPool pool, ffi::RunId run,
   });
 }
 
+ffi::Error WriteDownHandler(ffi::RunId run, ffi::RemainingArgs args,
+                            ffi::Result<ffi::AnyBuffer> written,
+                            ffi::Dictionary attributes) {
+  Arguments arguments;
+  ONEEMB_RETURN_IF_ERROR(Decode(args, attributes, run, &arguments));
+  ONEEMB_RETURN_IF_ERROR(CheckBuffer("written", *written, ffi::PRED, {1}));
+  auto* const done = static_cast<bool*>(written->untyped_data());
+  *done = false;
+  if (arguments.store == nullptr) return ffi::Error::Success();
+  return Run("write_down", [&] {
+    *done = WriteDown(arguments.table());
+    return true;
+  });
+}
+
 ffi::Error FlushHandler(ffi::RunId run, ffi::RemainingArgs args,
                         ffi::Result<ffi::AnyBuffer> residency,
                         ffi::Result<ffi::AnyBuffer> generation,
@@ -258,6 +289,14 @@ ONEEMB_CACHED_HANDLER(OneembStage, StageHandler);
 ONEEMB_CACHED_HANDLER(OneembUpdateCached, UpdateCachedHandler);
 ONEEMB_CACHED_HANDLER(OneembWriteCachedRows, WriteCachedRowsHandler);
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembPrefetch, PrefetchHandler,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Ctx<ffi::RunId>()
+                                  .RemainingArgs()        // table, ids
+                                  .Ret<ffi::AnyBuffer>()  // generation
+                                  .Attrs());
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembLookupCached, LookupCachedHandler,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
@@ -276,6 +315,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembReadCachedRows, ReadCachedRowsHandler,
                                   .RemainingArgs()        // table, ids
                                   .Ret<ffi::AnyBuffer>()  // whole rows
                                   .Ret<ffi::AnyBuffer>()  // slots
+                                  .Attrs());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembWriteDown, WriteDownHandler,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::RunId>()
+                                  .RemainingArgs()        // table
+                                  .Ret<ffi::AnyBuffer>()  // whether it is done
                                   .Attrs());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembFlush, FlushHandler,

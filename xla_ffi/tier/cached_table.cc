@@ -68,42 +68,40 @@ class Staging {
     const Scratch rows(count * row_bytes_);
     const Scratch found(count);
     if (!rows.ok() || !found.ok()) return false;
-    if (!Fetch(rows.As<char>(), found.As<uint8_t>()) || !MakeRoom()) {
-      return false;
-    }
+    Fetch(rows.As<char>(), found.As<uint8_t>());
+    MakeRoom();
     Admit(rows.As<char>(), found.As<uint8_t>());
     view_.counters[kStaged] = now_;
-    if (!recomputed_) AddFigures(resident);
+    if (!recomputed_) Finish(resident);
     return true;
   }
 
  private:
   // Reads the missing rows; the keys to admit are those that were not lost.
-  bool Fetch(char* rows, uint8_t* found) {
-    if (missing_.empty()) return true;
+  void Fetch(char* rows, uint8_t* found) {
+    if (missing_.empty()) return;
+    RowMover& mover = table_.store->mover();
     const Status status =
-        table_.store->store()->Fetch(Span(missing_), rows, found);
+        recomputed_ ? mover.Peek(Span(missing_), rows, found, Access::kTrain)
+                    : mover.Take(Span(missing_), rows, found, &report_);
     if (!status.ok()) table_.store->Report(status);
     admitted_.reserve(missing_.size());
     for (size_t i = 0; i < missing_.size(); ++i) {
       if (found[i] != kRowFailed) admitted_.push_back(static_cast<int64_t>(i));
     }
-    return true;
   }
 
   // Evicts rows until the keys to admit have slots; fewer where dirty rows
   // cannot be written down.
-  bool MakeRoom() {
+  void MakeRoom() {
     const int64_t used = static_cast<int64_t>(view_.counters[kSlotsUsed]);
     const int64_t unused = view_.capacity - used;
     const int64_t wanted = static_cast<int64_t>(admitted_.size());
     const uint32_t now = static_cast<uint32_t>(now_);
     victims_ = ChooseVictims(view_, now, wanted - unused, Victims::kAny);
-    bool memory = true;
-    if (!WriteBack(&memory)) {
+    if (!WriteBack()) {
       victims_ = ChooseVictims(view_, now, wanted - unused, Victims::kClean);
     }
-    if (!memory) return false;
     const int64_t room = unused + static_cast<int64_t>(victims_.size());
     slots_.reserve(static_cast<size_t>(std::min(room, wanted)));
     for (int64_t i = 0; i < std::min(unused, wanted); ++i) {
@@ -112,35 +110,35 @@ class Staging {
     slots_.insert(slots_.end(), victims_.begin(), victims_.end());
     view_.counters[kSlotsUsed] +=
         static_cast<uint64_t>(std::min(unused, wanted));
-    return true;
   }
 
-  // Gives the dirty rows among the victims to the Store; whether it has them.
-  bool WriteBack(bool* memory) {
+  // Hands over the dirty rows among the victims; whether they are taken.
+  bool WriteBack() {
     std::vector<int32_t> dirty;
     for (const int32_t slot : victims_) {
       if (view_.residency[slot].state == kSlotDirty) dirty.push_back(slot);
     }
-    // A recomputed batch has written them already.
+    // A recomputed batch has handed them over already.
     if (dirty.empty() || recomputed_) return true;
     const int64_t count = static_cast<int64_t>(dirty.size());
-    const Scratch rows(count * row_bytes_);
-    *memory = rows.ok();
-    if (!rows.ok()) return false;
+    AlignedBuffer rows;
     std::vector<Key> keys(dirty.size());
+    if (const Status memory = rows.Resize(count * row_bytes_); !memory.ok()) {
+      table_.store->Report(memory);
+      return false;
+    }
     for (size_t i = 0; i < dirty.size(); ++i) {
       keys[i] = SlotKey(view_, dirty[i]);
     }
     ForRows(parallel_, count, [&](int64_t i) {
-      std::memcpy(rows.As<char>() + i * row_bytes_,
+      std::memcpy(rows.data() + i * row_bytes_,
                   view_.Row(dirty[static_cast<size_t>(i)]),
                   static_cast<size_t>(row_bytes_));
     });
-    const Status status =
-        table_.store->store()->Put(Span(keys), rows.As<char>());
-    if (!status.ok()) table_.store->Report(status);
-    written_ = status.ok() ? count : 0;
-    return status.ok();
+    const bool taken =
+        table_.store->mover().Write(std::move(keys), std::move(rows)).ok();
+    written_ = taken ? count : 0;
+    return taken;
   }
 
   void Admit(const char* rows, const uint8_t* found) {
@@ -160,10 +158,14 @@ class Staging {
     });
   }
 
-  void AddFigures(int64_t resident) const {
+  void Finish(int64_t resident) const {
+    table_.store->mover().EndStage(resident +
+                                   static_cast<int64_t>(slots_.size()));
     TierFigures& figures = table_.store->figures();
     figures.hits += resident;
     figures.misses += static_cast<int64_t>(missing_.size());
+    figures.prefetched += report_.prefetched;
+    figures.stalls += report_.waited ? 1 : 0;
     figures.victims += static_cast<int64_t>(victims_.size());
     figures.write_backs += written_;
   }
@@ -179,6 +181,7 @@ class Staging {
   std::vector<int32_t> victims_;
   std::vector<int32_t> slots_;  // for admitted_, as far as there is room
   int64_t written_ = 0;
+  TakeReport report_;
 };
 
 TableStamp Stamp(const CachedTable& table) {
@@ -222,6 +225,39 @@ void WriteStagedRows(const CachedTable& table, const IdsView& ids,
   }
 }
 
+// Writes every dirty row of a current table to the Store; operations() is held.
+bool WriteDirty(const CachedTable& table) {
+  const TableView& view = table.view;
+  const int64_t row_bytes = RowBytes(view);
+  const auto most =
+      static_cast<size_t>(std::max<int64_t>(1, kFlushBytes / row_bytes));
+  // The mover tells of its error itself.
+  if (table.store->Judge(Stamp(table), Operation::kFlush, 0, table.run) !=
+          Standing::kCurrent ||
+      !table.store->mover().Drain().ok()) {
+    return false;
+  }
+  std::vector<Key> keys;
+  std::vector<char> rows;
+  Status status;
+  const auto put = [&] {
+    status = table.store->store()->Put(Span(keys), rows.data());
+    keys.clear();
+    rows.clear();
+  };
+  const int64_t used = static_cast<int64_t>(view.counters[kSlotsUsed]);
+  for (int64_t slot = 0; slot < used && status.ok(); ++slot) {
+    if (view.residency[slot].state != kSlotDirty) continue;
+    const char* const row = reinterpret_cast<const char*>(view.Row(slot));
+    keys.push_back(SlotKey(view, static_cast<int32_t>(slot)));
+    rows.insert(rows.end(), row, row + row_bytes);
+    if (keys.size() == most) put();
+  }
+  if (status.ok() && !keys.empty()) put();
+  if (!status.ok()) table.store->Report(status);
+  return status.ok();
+}
+
 }  // namespace
 
 std::shared_ptr<TableStore> StoreOf(const std::string& name) {
@@ -248,6 +284,27 @@ bool Stage(Parallel* parallel, const CachedTable& table, const IdsView& ids) {
   if (standing == Standing::kCurrent) {
     table.store->Advance(Operation::kStage, digest, table.run);
   }
+  return true;
+}
+
+bool Prefetch(Parallel* parallel, const CachedTable& table,
+              const IdsView& ids) {
+  if (table.store == nullptr) return true;
+  const MutexLock lock(table.store->operations());
+  // An older table lacks other keys: what it asks for may be in the device tier
+  // of the newest, where rows change.
+  if (table.store->Judge(Stamp(table), Operation::kStage, 0, table.run) !=
+      Standing::kCurrent) {
+    return true;
+  }
+  std::vector<Key> missing;
+  if (!FindMissing(parallel, table.view.index, table.rules.keys, ids,
+                   &missing)) {
+    return false;
+  }
+  const int64_t taken = table.store->mover().Prefetch(Span(missing));
+  table.store->figures().refused +=
+      static_cast<int64_t>(missing.size()) - taken;
   return true;
 }
 
@@ -295,12 +352,14 @@ bool ReadCachedRows(Parallel* parallel, const CachedTable& table,
     keys.push_back(table.rules.keys.MakeKey(id.id(), id.table()));
     positions.push_back(i);
   }
-  if (keys.empty() || !MayRead(table)) return true;
+  if (keys.empty() || table.store == nullptr) return true;
+  const MutexLock lock(table.store->operations());
+  if (!MayRead(table)) return true;
   const int64_t row_bytes = RowBytes(table.view);
   const Scratch fetched(static_cast<int64_t>(keys.size()) * row_bytes);
   if (!fetched.ok()) return false;
   std::vector<uint8_t> found(keys.size());
-  const Status status = table.store->store()->Fetch(
+  const Status status = table.store->mover().Peek(
       Span(keys), fetched.As<char>(), found.data(), Access::kEvaluate);
   if (!status.ok()) table.store->Report(status);
   for (size_t i = 0; i < keys.size(); ++i) {
@@ -326,35 +385,16 @@ bool WriteCachedRows(Parallel* parallel, const CachedTable& table,
   return true;
 }
 
+bool WriteDown(const CachedTable& table) {
+  const MutexLock lock(table.store->operations());
+  return WriteDirty(table);
+}
+
 void Flush(const CachedTable& table, SlotResidency* residency,
            uint32_t* generation) {
-  const TableView& view = table.view;
-  const int64_t row_bytes = RowBytes(view);
-  const auto most =
-      static_cast<size_t>(std::max<int64_t>(1, kFlushBytes / row_bytes));
   const MutexLock lock(table.store->operations());
-  if (table.store->Judge(Stamp(table), Operation::kFlush, 0, table.run) !=
-      Standing::kCurrent) {
-    return;
-  }
-  std::vector<Key> keys;
-  std::vector<char> rows;
-  Status status;
-  const auto put = [&] {
-    status = table.store->store()->Put(Span(keys), rows.data());
-    keys.clear();
-    rows.clear();
-  };
-  const int64_t used = static_cast<int64_t>(view.counters[kSlotsUsed]);
-  for (int64_t slot = 0; slot < used && status.ok(); ++slot) {
-    if (view.residency[slot].state != kSlotDirty) continue;
-    const char* const row = reinterpret_cast<const char*>(view.Row(slot));
-    keys.push_back(SlotKey(view, static_cast<int32_t>(slot)));
-    rows.insert(rows.end(), row, row + row_bytes);
-    if (keys.size() == most) put();
-  }
-  if (status.ok() && !keys.empty()) put();
-  if (!status.ok()) return table.store->Report(status);
+  if (!WriteDirty(table)) return;
+  const int64_t used = static_cast<int64_t>(table.view.counters[kSlotsUsed]);
   for (int64_t slot = 0; slot < used; ++slot) {
     uint32_t& state = residency[slot].state;
     state = state == kSlotDirty ? kSlotClean : state;

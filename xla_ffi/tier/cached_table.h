@@ -36,6 +36,10 @@ std::shared_ptr<TableStore> StoreOf(const std::string& name);
 // there is no memory to work in; then nothing has changed.
 bool Stage(Parallel* parallel, const CachedTable& table, const IdsView& ids);
 
+// Begins to read the rows of a batch that is to be staged later, as many as
+// there is room for. The table does not change; a stale one asks for nothing.
+bool Prefetch(Parallel* parallel, const CachedTable& table, const IdsView& ids);
+
 // Update (cpu/update.h) of a table that is current.
 bool UpdateCached(Parallel* parallel, const CachedTable& table,
                   const UpdateArgs& args);
@@ -55,9 +59,13 @@ bool ReadCachedRows(Parallel* parallel, const CachedTable& table,
 bool WriteCachedRows(Parallel* parallel, const CachedTable& table,
                      const IdsView& ids, const uint32_t* rows);
 
-// Writes every dirty row to the Store, and marks it clean in `residency`, a
-// copy of the table's. On an error nothing is marked and the table is current
-// as it was. *generation is that of the table with the copy.
+// Writes every dirty row to the Store; the table stays as it is. False on an
+// error, or when the table is stale.
+bool WriteDown(const CachedTable& table);
+
+// The same, and marks them clean in `residency`, a copy of the table's. On an
+// error nothing is marked and the table is current as it was. *generation is
+// that of the table with the copy.
 void Flush(const CachedTable& table, SlotResidency* residency,
            uint32_t* generation);
 
