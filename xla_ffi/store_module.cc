@@ -39,34 +39,35 @@ class StoreError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// (errno, message) in the class of OSError that Python has for the errno: the
-// system's own where a call of it failed, else `otherwise`.
-[[noreturn]] void RaiseSystem(const Status& status, int otherwise) {
-  const int error = status.error() != 0 ? status.error() : otherwise;
-  const nb::tuple arguments = nb::make_tuple(error, status.message());
+// (errno, message) in the class of OSError that Python has for the errno.
+[[noreturn]] void RaiseSystem(int error, const std::string& message) {
+  const nb::tuple arguments = nb::make_tuple(error, message);
   PyErr_SetObject(PyExc_OSError, arguments.ptr());
   throw nb::python_error();
 }
 
 void Raise(const Status& status) {
   const std::string& message = status.message();
+  const auto error_or = [&](int error) {
+    return status.error() != 0 ? status.error() : error;
+  };
   switch (status.kind()) {
     case StatusKind::kOk:
       return;
     case StatusKind::kInvalidArgument:
       throw nb::value_error(message.c_str());
     case StatusKind::kNotFound:
-      RaiseSystem(status, ENOENT);
+      RaiseSystem(ENOENT, message);
     case StatusKind::kAlreadyExists:
-      RaiseSystem(status, EEXIST);
+      RaiseSystem(EEXIST, message);
     case StatusKind::kLocked:
-      RaiseSystem(status, EAGAIN);
+      RaiseSystem(EAGAIN, message);
     case StatusKind::kNoSpace:
-      RaiseSystem(status, ENOSPC);
+      RaiseSystem(ENOSPC, message);
     case StatusKind::kIoError:
-      RaiseSystem(status, EIO);
+      RaiseSystem(error_or(EIO), message);
     case StatusKind::kNoLink:
-      RaiseSystem(status, EXDEV);
+      RaiseSystem(error_or(EXDEV), message);
     case StatusKind::kNoMemory:
       PyErr_SetString(PyExc_MemoryError, message.c_str());
       throw nb::python_error();

@@ -151,7 +151,8 @@ std::vector<Key> Colliding(const StoreOptions& options, size_t count) {
   for (uint64_t quotient = 1; keys.size() < count; ++quotient) {
     const uint64_t other =
         1 + MultiplyHigh(Xxh64(quotient, kDistanceSeed), buckets - 1);
-    if (other == 1) keys.push_back({Xxh64Inverse(quotient * buckets, kIndexSeed), 0});
+    if (other == 1)
+      keys.push_back({Xxh64Inverse(quotient * buckets, kIndexSeed), 0});
   }
   return keys;
 }

@@ -142,14 +142,14 @@ void CrashDuringRecovery(Loss loss) {
 
 // One test for each kind of store and way to lose what was not synced, so that
 // they can run side by side.
-#define CRASH_TESTS(loss)                                                   \
-  TEST(OnSsd##loss) { CrashEverywhere(StoreKind::kSsd, Loss::k##loss); }    \
-  TEST(Cached##loss) {                                                      \
-    CrashEverywhere(StoreKind::kCachedSsd, Loss::k##loss);                  \
-  }                                                                         \
-  TEST(InHostMemory##loss) {                                                \
-    CrashEverywhere(StoreKind::kHost, Loss::k##loss);                       \
-  }                                                                         \
+#define CRASH_TESTS(loss)                                                \
+  TEST(OnSsd##loss) { CrashEverywhere(StoreKind::kSsd, Loss::k##loss); } \
+  TEST(Cached##loss) {                                                   \
+    CrashEverywhere(StoreKind::kCachedSsd, Loss::k##loss);               \
+  }                                                                      \
+  TEST(InHostMemory##loss) {                                             \
+    CrashEverywhere(StoreKind::kHost, Loss::k##loss);                    \
+  }                                                                      \
   TEST(DuringRecovery##loss) { CrashDuringRecovery(Loss::k##loss); }
 
 CRASH_TESTS(DropAll)

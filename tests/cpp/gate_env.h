@@ -1,5 +1,5 @@
-// An Env in which one read waits at a gate, so that a test can do something else
-// while it is underway.
+// An Env in which one read waits at a gate, so that a test can do something
+// else while it is underway.
 #pragma once
 
 #include <memory>

@@ -1,5 +1,5 @@
-// The system has no memory: at each single request for it, and from each one on.
-// The call says so, the store is as it was, and goes on when there is some
+// The system has no memory: at each single request for it, and from each one
+// on. The call says so, the store is as it was, and goes on when there is some
 // again. No thread ends the process, nothing leaks.
 //
 // ONEEMB_MEMORY_STEP=1 tries every request, not one in 11.
@@ -29,14 +29,16 @@ bool Refuses() {
 
 }  // namespace
 
-// All forms of new come down to this one. Not inlined: g++ would see new answered
-// by free, and warn.
+// All forms of new come down to this one. Not inlined: g++ would see new
+// answered by free, and warn.
 [[gnu::noinline]] void* operator new(size_t bytes) {
   void* const memory = Refuses() ? nullptr : std::malloc(bytes);
   if (memory == nullptr) throw std::bad_alloc();
   return memory;
 }
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory) noexcept {
+  std::free(memory);
+}
 [[gnu::noinline]] void operator delete(void* memory, size_t) noexcept {
   std::free(memory);
 }

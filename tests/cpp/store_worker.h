@@ -26,8 +26,7 @@ class Worker {
       : store(of), run_(std::move(runner)) {}
 
   void Put() {
-    const TestBatch batch =
-        RandomBatch(&random_, 15, kWorkerWidth, kWorkerIds);
+    const TestBatch batch = RandomBatch(&random_, 15, kWorkerWidth, kWorkerIds);
     if (Note([&] { return store->Put(batch.span(), batch.rows.data()); })) {
       PutInto(&model, batch);
     }

@@ -11,8 +11,8 @@ namespace oneemb {
 
 class TempFolder {
  public:
-  // In the current folder, not /tmp: that is often memory, where O_DIRECT checks
-  // no alignment.
+  // In the current folder, not /tmp: that is often memory, where O_DIRECT
+  // checks no alignment.
   explicit TempFolder(const std::string& parent = ".") {
     std::string name = parent + "/oneemb_test_XXXXXX";
     CHECK(mkdtemp(name.data()) != nullptr);

@@ -64,7 +64,7 @@ struct Io {
   char* data = nullptr;
   int64_t bytes = 0;
   int64_t result = 0;
-  void* user = nullptr;   // the caller's own
+  void* user = nullptr;  // the caller's own
   // The engine's own, so that it needs no memory for what is in flight.
   void* owner = nullptr;
   Io* next = nullptr;

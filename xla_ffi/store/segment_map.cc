@@ -202,8 +202,8 @@ std::vector<SegmentView> SegmentMap::Capture() const {
 int64_t SegmentMap::BitmapBytes() const {
   int64_t bytes = 0;
   for (const Entry& entry : entries_) {
-    bytes += kEntryBytes + static_cast<int64_t>(entry.live.words().size() *
-                                                sizeof(uint64_t));
+    bytes += kEntryBytes +
+             static_cast<int64_t>(entry.live.words().size() * sizeof(uint64_t));
   }
   return bytes;
 }

@@ -13,8 +13,7 @@ namespace {
 // Room for a header and whole frames.
 int64_t BufferBytes(const SegmentWriterOptions& options) {
   const int64_t frame = options.layout.frame_bytes;
-  return kBlockBytes +
-         std::max(frame, RoundDown(options.write_bytes, frame));
+  return kBlockBytes + std::max(frame, RoundDown(options.write_bytes, frame));
 }
 
 }  // namespace

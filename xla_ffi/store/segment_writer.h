@@ -95,11 +95,11 @@ class SegmentWriter {
   const SegmentWriterOptions options_;
   std::vector<Buffer> buffers_;
   std::unique_ptr<IoQueue> queue_;  // waits for what is in flight
-  int64_t capacity_ = 0;  // of a buffer
-  size_t current_ = 0;    // the buffer being filled
-  int64_t fill_ = 0;      // bytes in it
-  int64_t offset_ = 0;    // where it goes in the file
-  Status write_status_;   // the first failure since the last Drain
+  int64_t capacity_ = 0;            // of a buffer
+  size_t current_ = 0;              // the buffer being filled
+  int64_t fill_ = 0;                // bytes in it
+  int64_t offset_ = 0;              // where it goes in the file
+  Status write_status_;             // the first failure since the last Drain
 
   std::shared_ptr<const Segment> segment_;  // the open one, or null
   int64_t next_slot_ = 0;

@@ -86,7 +86,11 @@ Status BuildMap(Env* env, const std::string& path, const Snapshot& snapshot,
                 const std::string& folder, int64_t least_slots,
                 std::shared_ptr<SegmentMap>* map);
 
-// Reads every row; kCorruption names the first thing that is wrong.
+// Reads every row of an open snapshot; kCorruption names the first bad one.
+Status CheckRows(Env* env, const std::string& path, const Snapshot& snapshot);
+
+// The same for a snapshot that is not open, and looks for rows that are there
+// twice: an index of all of them is made for it. Load finds those too.
 Status VerifySnapshot(Env* env, const std::string& path);
 
 // Names, sorted. None where there is no store.

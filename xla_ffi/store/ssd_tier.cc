@@ -287,8 +287,8 @@ void SsdTier::GrantCompaction(int64_t bytes) {
 
 void SsdTier::CompactWithinCredit() noexcept {
   // An error has changed nothing, and shows in the next snapshot if it matters
-  // to it; the next put tries again. Nor is a lack of memory anybody's end: this
-  // may be a thread of its own, or a put that has done its work.
+  // to it; the next put tries again. Nor is a lack of memory anybody's end:
+  // this may be a thread of its own, or a put that has done its work.
   try {
     bool worked = true;
     while (worked && !stop_) {
