@@ -14,6 +14,11 @@ namespace {
 // Rows whose loads are under way at once, for each lane.
 constexpr int kAhead = 4;
 
+// What the ids of one block came to, in the order of LookupCount.
+struct alignas(16) BlockCounts {
+  uint32_t words[kNumLookupCounts];
+};
+
 struct LookupArgs {
   TableView table;
   KeyRules keys;
@@ -22,6 +27,7 @@ struct LookupArgs {
   OptimizerConfig optimizer;  // ReadRows
   RowShape shape;
   LookupOutput out;
+  BlockCounts* block_counts;
   uint32_t* rows;  // ReadRows
 };
 
@@ -42,9 +48,10 @@ struct Found {
 };
 
 // For a whole warp.
-__device__ Found FindOne(const LookupArgs& a, int64_t i, SearchShared* shared) {
+__device__ Found FindOne(const LookupArgs& a, int64_t i, bool valid,
+                         SearchShared* shared) {
   Found found{0, 0, kSlotPadding};
-  if (i < a.ids.size) {
+  if (valid) {
     found.id = a.ids.Id(i);
     found.table = a.ids.Table(i);
     found.slot = a.keys.Reject(found.id, found.table);
@@ -53,21 +60,47 @@ __device__ Found FindOne(const LookupArgs& a, int64_t i, SearchShared* shared) {
   const int32_t slot = ProbeIndex(
       a.table.index, a.keys.MakeKey(found.id, found.table), searches, shared);
   if (searches) found.slot = slot;
-  if (i < a.ids.size) a.out.slots[i] = found.slot;
+  if (valid) a.out.slots[i] = found.slot;
   return found;
 }
 
-// Adds what the threads of a block have found to the counts.
-__device__ void CountFound(const LookupArgs& a, int64_t i, int32_t slot) {
-  const bool counts = i < a.ids.size;
-  const int hits = __syncthreads_count(counts && slot >= 0 ? 1 : 0);
-  const int misses =
-      __syncthreads_count(counts && slot == kSlotMissing ? 1 : 0);
-  const int bad = __syncthreads_count(counts && slot == kSlotBadTable ? 1 : 0);
-  if (threadIdx.x != 0) return;
-  if (hits > 0) atomicAdd(a.out.counts + kLookupHits, hits);
-  if (misses > 0) atomicAdd(a.out.counts + kLookupMisses, misses);
-  if (bad > 0) atomicAdd(a.out.counts + kLookupBadTables, bad);
+// What the lanes of a warp have found; every lane gets one word of it.
+__device__ uint32_t CountFound(bool valid, int32_t slot, uint32_t checksum) {
+  const uint32_t hits = __ballot_sync(kAllLanes, valid && slot >= 0);
+  const uint32_t misses =
+      __ballot_sync(kAllLanes, valid && slot == kSlotMissing);
+  const uint32_t bad = __ballot_sync(kAllLanes, valid && slot == kSlotBadTable);
+  const uint32_t sum = __reduce_add_sync(kAllLanes, checksum);
+  switch (Lane()) {
+    case kLookupHits:
+      return static_cast<uint32_t>(__popc(hits));
+    case kLookupMisses:
+      return static_cast<uint32_t>(__popc(misses));
+    case kLookupBadTables:
+      return static_cast<uint32_t>(__popc(bad));
+    default:
+      return sum;
+  }
+}
+
+// Finds the slots of ids, a thread an id.
+__global__ __launch_bounds__(kBlockThreads) void FindKernel(
+    const __grid_constant__ LookupArgs a) {
+  __shared__ SearchShared search[kBlockWarps];
+  __shared__ uint32_t counts[kBlockWarps][kNumLookupCounts];
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int64_t i = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
+  const bool valid = i < a.ids.size;
+  const Found mine = FindOne(a, i, valid, &search[warp]);
+  const uint32_t checksum =
+      valid ? ChecksumAt(a.ids, i, mine.id, mine.table, mine.slot) : 0;
+  const uint32_t word = CountFound(valid, mine.slot, checksum);
+  if (Lane() < kNumLookupCounts) counts[warp][Lane()] = word;
+  __syncthreads();
+  if (threadIdx.x >= kNumLookupCounts) return;
+  uint32_t sum = 0;
+  for (int w = 0; w < kBlockWarps; ++w) sum += counts[w][threadIdx.x];
+  a.block_counts[blockIdx.x].words[threadIdx.x] = sum;
 }
 
 // The activation of an id that has no row.
@@ -89,39 +122,55 @@ __device__ Columns<kWidth> WithoutRow(const LookupArgs& a, const Found& found,
   return columns;
 }
 
-__global__ __launch_bounds__(kBlockThreads) void FindKernel(
-    const __grid_constant__ LookupArgs a) {
-  __shared__ SearchShared search[kBlockWarps];
-  __shared__ uint32_t warp_sums[kBlockWarps];
-  const int64_t i = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
-  if (i == 0) *a.out.seen_version = *a.table.layout_version;
-  const Found mine = FindOne(a, i, &search[threadIdx.x / kWarp]);
-  CountFound(a, i, mine.slot);
-  const uint32_t term =
-      i < a.ids.size ? ChecksumAt(a.ids, i, mine.id, mine.table, mine.slot) : 0;
-  AddBlockSum(term, warp_sums, a.out.counts + kLookupChecksum);
+// Adds up what the blocks have counted; for one block.
+__device__ void AddBlockCounts(const LookupArgs& a, int64_t num_blocks,
+                               uint32_t* warp_sums) {
+  uint32_t sums[kNumLookupCounts] = {};
+#pragma unroll 4
+  for (int64_t b = threadIdx.x; b < num_blocks; b += kBlockThreads) {
+    const BlockCounts counts = a.block_counts[b];
+    for (int k = 0; k < kNumLookupCounts; ++k) sums[k] += counts.words[k];
+  }
+  for (int k = 0; k < kNumLookupCounts; ++k) {
+    uint32_t total = 0;
+    BlockExclusiveSum(sums[k], warp_sums, &total);
+    if (threadIdx.x == 0) a.out.counts[k] = total;
+  }
+  if (threadIdx.x == 0) *a.out.seen_version = *a.table.layout_version;
 }
 
-// Writes the activations of the ids that have no row; a warp has 32 ids.
+// Writes the activations of the ids that have no row, block by block of Find;
+// the last block adds up what those have counted.
 template <class Access, int kWidth>
 __global__ __launch_bounds__(kBlockThreads) void FillKernel(
     const __grid_constant__ LookupArgs a) {
   using Out = Packed<Access, kWidth>;
-  __shared__ uint8_t without[kBlockWarps][kWarp];
-  const int64_t i = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
-  const int32_t slot = i < a.ids.size ? a.out.slots[i] : 0;
-  const uint32_t mask = __ballot_sync(kAllLanes, slot < 0);
-  if (mask == 0) return;
-  uint8_t* const list = without[threadIdx.x / kWarp];
-  if (slot < 0)
-    list[__popc(mask & LowerLanes())] = static_cast<uint8_t>(Lane());
-  __syncwarp();
-  const int groups = kWarp / a.shape.lanes;
+  __shared__ uint32_t warp_sums[kBlockWarps];
+  __shared__ uint8_t without[kBlockThreads];
+  if (blockIdx.x + 1 == gridDim.x) {
+    AddBlockCounts(a, int64_t{gridDim.x} - 1, warp_sums);
+    return;
+  }
+  const int64_t first = int64_t{blockIdx.x} * kBlockThreads;
+  const int64_t left = a.ids.size - first;
+  const int count =
+      left < kBlockThreads ? static_cast<int>(left) : kBlockThreads;
+  const uint32_t hits = a.block_counts[blockIdx.x].words[kLookupHits];
+  if (hits == static_cast<uint32_t>(count)) return;
+  const int thread = static_cast<int>(threadIdx.x);
+  const bool is_without = thread < count && a.out.slots[first + thread] < 0;
+  uint32_t total = 0;
+  const uint32_t at =
+      BlockExclusiveSum(is_without ? 1 : 0, warp_sums, &total);
+  if (is_without) without[at] = static_cast<uint8_t>(thread);
+  __syncthreads();
   auto* const out = static_cast<typename Access::Storage*>(a.out.activations);
-  for (int k = Lane() / a.shape.lanes; k < __popc(mask); k += groups) {
-    const int64_t row = i - Lane() + list[k];
+  const int groups = kBlockThreads / a.shape.lanes;
+  for (int k = thread / a.shape.lanes; k < static_cast<int>(total);
+       k += groups) {
+    const int64_t row = first + without[k];
     const Found found{a.ids.Id(row), a.ids.Table(row), a.out.slots[row]};
-    for (int c = Lane() % a.shape.lanes * kWidth; c < a.shape.dim;
+    for (int c = thread % a.shape.lanes * kWidth; c < a.shape.dim;
          c += a.shape.lanes * kWidth) {
       Out::Store(out + row * a.shape.dim + c,
                  Out::Pack(WithoutRow<kWidth>(a, found, c)));
@@ -157,8 +206,13 @@ __global__ __launch_bounds__(kBlockThreads) void GatherKernel(
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
       if (slots[k] < 0) continue;
+#ifdef STCS
+      __stcs(reinterpret_cast<typename Out::Type*>(out + (first + k * at_once) * a.shape.dim + c),
+             Out::Pack(Floats::Unpack(words[k])));
+#else
       Out::Store(out + (first + k * at_once) * a.shape.dim + c,
                  Out::Pack(Floats::Unpack(words[k])));
+#endif
     }
   }
 }
@@ -168,7 +222,8 @@ __global__ __launch_bounds__(kBlockThreads) void ReadRowsKernel(
     const __grid_constant__ LookupArgs a) {
   __shared__ SearchShared search[kBlockWarps];
   const int64_t i = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
-  const Found mine = FindOne(a, i, &search[threadIdx.x / kWarp]);
+  const Found mine =
+      FindOne(a, i, i < a.ids.size, &search[threadIdx.x / kWarp]);
   const int64_t first = i - Lane();
   const RowInitializers rows = a.initializers.View();
   for (int k = 0; k < kWarp && first + k < a.ids.size; ++k) {
@@ -201,13 +256,19 @@ LookupArgs MakeArgs(const TableView& table, const TableRules& rules,
   return args;
 }
 
+int64_t FindBlocks(int64_t n) { return CeilDiv(n, kBlockThreads); }
+
 template <class Access, int kWidth>
-void LaunchLookup(cudaStream_t stream, const LookupArgs& args) {
+cudaError_t LaunchLookup(cudaStream_t stream, const LookupArgs& args) {
   const int64_t n = args.ids.size;
-  const unsigned blocks = NumBlocks(n, kBlockThreads);
-  FindKernel<<<blocks, kBlockThreads, 0, stream>>>(args);
-  if (n == 0) return;
-  FillKernel<Access, kWidth><<<blocks, kBlockThreads, 0, stream>>>(args);
+  const auto blocks = static_cast<unsigned>(FindBlocks(n));
+  if (n > 0) {
+    FindKernel<<<blocks, kBlockThreads, 0, stream>>>(args);
+    ONEEMB_RETURN_IF_CUDA_ERROR(cudaGetLastError());
+  }
+  FillKernel<Access, kWidth><<<blocks + 1, kBlockThreads, 0, stream>>>(args);
+  ONEEMB_RETURN_IF_CUDA_ERROR(cudaGetLastError());
+  if (n == 0) return cudaSuccess;
   const GatherArgs gather{reinterpret_cast<const float*>(args.table.rows),
                           args.table.row_words,
                           args.out.slots,
@@ -217,12 +278,14 @@ void LaunchLookup(cudaStream_t stream, const LookupArgs& args) {
   const int64_t rows = kBlockThreads / args.shape.lanes * kAhead;
   GatherKernel<Access, kWidth>
       <<<NumBlocks(n, rows), kBlockThreads, 0, stream>>>(gather);
+  return cudaGetLastError();
 }
 
 }  // namespace
 
-int64_t LookupSpace(const TableRules& rules) {
+int64_t LookupSpace(const TableRules& rules, int64_t n) {
   Workspace workspace;
+  workspace.Take<BlockCounts>(FindBlocks(n));
   MeasureInitializerArgs(rules.initializers.num_columns, rules.keys.num_tables,
                          &workspace);
   return workspace.used();
@@ -234,20 +297,18 @@ cudaError_t Lookup(cudaStream_t stream, const TableView& table,
   LookupArgs args = MakeArgs(table, rules, ids);
   args.out = out;
   Workspace workspace(workspace_base);
+  args.block_counts = workspace.Take<BlockCounts>(FindBlocks(ids.size));
   ONEEMB_RETURN_IF_CUDA_ERROR(
       MakeInitializerArgs(stream, rules.initializers, rules.keys.num_tables,
                           &workspace, &args.initializers));
-  ONEEMB_RETURN_IF_CUDA_ERROR(cudaMemsetAsync(
-      out.counts, 0, kNumLookupCounts * sizeof(uint32_t), stream));
+  cudaError_t error = cudaSuccess;
   DispatchFloat(out.type, [&](auto access) {
     using Access = decltype(access);
-    if (RowWidth(args.shape.dim) == 4) {
-      LaunchLookup<Access, 4>(stream, args);
-    } else {
-      LaunchLookup<Access, 1>(stream, args);
-    }
+    error = RowWidth(args.shape.dim) == 4
+                ? LaunchLookup<Access, 4>(stream, args)
+                : LaunchLookup<Access, 1>(stream, args);
   });
-  return cudaGetLastError();
+  return error;
 }
 
 cudaError_t ReadRows(cudaStream_t stream, const TableView& table,

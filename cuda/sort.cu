@@ -1,6 +1,9 @@
 #include "cuda/sort.h"
 #include "cuda/warp.cuh"
 
+#ifndef TB
+#define TB 12
+#endif
 namespace oneemb::gpu {
 namespace {
 
@@ -26,9 +29,10 @@ struct PassShared {
 };
 
 // The lanes whose digit is the same, among `valid` ones.
-__device__ uint32_t SameDigit(uint32_t digit, int bits, uint32_t valid) {
+__device__ uint32_t SameDigit(uint32_t digit, uint32_t valid) {
   uint32_t same = valid;
-  for (int b = 0; b < bits; ++b) {
+#pragma unroll
+  for (int b = 0; b < SortPlan::kMaxDigitBits; ++b) {
     const bool set = ((digit >> b) & 1) != 0;
     const uint32_t with_bit = __ballot_sync(kAllLanes, set);
     same &= set ? with_bit : ~with_bit;
@@ -114,7 +118,7 @@ __global__ __launch_bounds__(kBlockThreads) void PassKernel(
     const uint32_t digit =
         a.counts.Digit(static_cast<uint32_t>(entries[k] >> 32));
     const uint32_t same =
-        SameDigit(digit, a.counts.digit_bits, __ballot_sync(kAllLanes, valid));
+        SameDigit(digit, __ballot_sync(kAllLanes, valid));
     const uint32_t seen = valid ? shared.warp_digits[warp][digit] : 0;
     ranks[k] = seen + __popc(same & LowerLanes());
     __syncwarp();
@@ -177,7 +181,7 @@ SortPlan PlanSort(int64_t n, int64_t num_keys) {
   plan.passes = static_cast<int>(CeilDiv(bits, SortPlan::kMaxDigitBits));
   plan.digit_bits = static_cast<int>(CeilDiv(bits, plan.passes));
   // Small tiles keep every multiprocessor busy, large ones write longer runs.
-  plan.tile_bits = n <= (1 << 17) ? 9 : (n <= (1 << 19) ? 11 : 12);
+  plan.tile_bits = n <= (1 << 17) ? 9 : (n <= (1 << 19) ? 11 : TB);
   plan.num_tiles = CeilDiv(n, int64_t{1} << plan.tile_bits);
   plan.group_tiles = 1;
   while (plan.group_tiles * plan.group_tiles < plan.num_tiles) {

@@ -25,7 +25,7 @@ struct SortPlan {
   uint32_t sentinel;  // the key of what has no row; sorts last
   int passes;
   int digit_bits;
-  int tile_bits;  // a tile is a power of two of positions
+  int tile_bits;  // a tile is a power of two of positions, at least 512
   int64_t num_tiles;
   int64_t group_tiles;  // tiles whose counts are added up once more
   int64_t num_groups;
