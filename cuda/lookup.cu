@@ -1,5 +1,6 @@
 #include "core/counters.h"
 #include "cuda/arguments.h"
+#include "cuda/chain.cuh"
 #include "cuda/checksum.cuh"
 #include "cuda/index.cuh"
 #include "cuda/lanes.h"
@@ -14,7 +15,7 @@ namespace {
 // Rows whose loads are under way at once, for each lane.
 constexpr int kAhead = 4;
 
-// What the ids of one block came to, in the order of LookupCount.
+// What the 256 ids of one block came to, in the order of LookupCount.
 struct alignas(16) BlockCounts {
   uint32_t words[kNumLookupCounts];
 };
@@ -88,6 +89,7 @@ __global__ __launch_bounds__(kBlockThreads) void FindKernel(
     const __grid_constant__ LookupArgs a) {
   __shared__ SearchShared search[kBlockWarps];
   __shared__ uint32_t counts[kBlockWarps][kNumLookupCounts];
+  WaitForPrevious();
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int64_t i = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
   const bool valid = i < a.ids.size;
@@ -123,45 +125,51 @@ __device__ Columns<kWidth> WithoutRow(const LookupArgs& a, const Found& found,
 }
 
 // Adds up what the blocks have counted; for one block.
-__device__ void AddBlockCounts(const LookupArgs& a, int64_t num_blocks,
-                               uint32_t* warp_sums) {
+__device__ void AddBlockCounts(const LookupArgs& a, int64_t num_blocks) {
+  __shared__ uint32_t totals[kNumLookupCounts];
+  if (threadIdx.x < kNumLookupCounts) totals[threadIdx.x] = 0;
+  __syncthreads();
   uint32_t sums[kNumLookupCounts] = {};
-#pragma unroll 4
+#pragma unroll 8
   for (int64_t b = threadIdx.x; b < num_blocks; b += kBlockThreads) {
     const BlockCounts counts = a.block_counts[b];
     for (int k = 0; k < kNumLookupCounts; ++k) sums[k] += counts.words[k];
   }
   for (int k = 0; k < kNumLookupCounts; ++k) {
-    uint32_t total = 0;
-    BlockExclusiveSum(sums[k], warp_sums, &total);
-    if (threadIdx.x == 0) a.out.counts[k] = total;
+    const uint32_t sum = __reduce_add_sync(kAllLanes, sums[k]);
+    if (Lane() == 0) atomicAdd(totals + k, sum);
+  }
+  __syncthreads();
+  if (threadIdx.x < kNumLookupCounts) {
+    a.out.counts[threadIdx.x] = totals[threadIdx.x];
   }
   if (threadIdx.x == 0) *a.out.seen_version = *a.table.layout_version;
 }
 
-// Writes the activations of the ids that have no row, block by block of Find;
-// the last block adds up what those have counted.
+// Writes the activations of the ids that have no row, 256 ids a block as Find
+// does; the first block adds up what Find has counted.
 template <class Access, int kWidth>
 __global__ __launch_bounds__(kBlockThreads) void FillKernel(
     const __grid_constant__ LookupArgs a) {
   using Out = Packed<Access, kWidth>;
   __shared__ uint32_t warp_sums[kBlockWarps];
   __shared__ uint8_t without[kBlockThreads];
-  if (blockIdx.x + 1 == gridDim.x) {
-    AddBlockCounts(a, int64_t{gridDim.x} - 1, warp_sums);
+  WaitForPrevious();
+  if (blockIdx.x == 0) {
+    AddBlockCounts(a, int64_t{gridDim.x} - 1);
     return;
   }
-  const int64_t first = int64_t{blockIdx.x} * kBlockThreads;
+  const int64_t block = int64_t{blockIdx.x} - 1;
+  const int64_t first = block * kBlockThreads;
   const int64_t left = a.ids.size - first;
   const int count =
       left < kBlockThreads ? static_cast<int>(left) : kBlockThreads;
-  const uint32_t hits = a.block_counts[blockIdx.x].words[kLookupHits];
+  const uint32_t hits = a.block_counts[block].words[kLookupHits];
   if (hits == static_cast<uint32_t>(count)) return;
   const int thread = static_cast<int>(threadIdx.x);
   const bool is_without = thread < count && a.out.slots[first + thread] < 0;
   uint32_t total = 0;
-  const uint32_t at =
-      BlockExclusiveSum(is_without ? 1 : 0, warp_sums, &total);
+  const uint32_t at = BlockExclusiveSum(is_without ? 1 : 0, warp_sums, &total);
   if (is_without) without[at] = static_cast<uint8_t>(thread);
   __syncthreads();
   auto* const out = static_cast<typename Access::Storage*>(a.out.activations);
@@ -185,6 +193,7 @@ __global__ __launch_bounds__(kBlockThreads) void GatherKernel(
     const __grid_constant__ GatherArgs a) {
   using Out = Packed<Access, kWidth>;
   using Floats = PackedFloats<kWidth>;
+  WaitForPrevious();
   const int at_once = kBlockThreads / a.shape.lanes;
   const int64_t first = int64_t{blockIdx.x} * at_once * kAhead +
                         static_cast<int>(threadIdx.x) / a.shape.lanes;
@@ -206,13 +215,8 @@ __global__ __launch_bounds__(kBlockThreads) void GatherKernel(
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
       if (slots[k] < 0) continue;
-#ifdef STCS
-      __stcs(reinterpret_cast<typename Out::Type*>(out + (first + k * at_once) * a.shape.dim + c),
-             Out::Pack(Floats::Unpack(words[k])));
-#else
-      Out::Store(out + (first + k * at_once) * a.shape.dim + c,
-                 Out::Pack(Floats::Unpack(words[k])));
-#endif
+      Out::StoreOnce(out + (first + k * at_once) * a.shape.dim + c,
+                     Out::Pack(Floats::Unpack(words[k])));
     }
   }
 }
@@ -266,8 +270,8 @@ cudaError_t LaunchLookup(cudaStream_t stream, const LookupArgs& args) {
     FindKernel<<<blocks, kBlockThreads, 0, stream>>>(args);
     ONEEMB_RETURN_IF_CUDA_ERROR(cudaGetLastError());
   }
-  FillKernel<Access, kWidth><<<blocks + 1, kBlockThreads, 0, stream>>>(args);
-  ONEEMB_RETURN_IF_CUDA_ERROR(cudaGetLastError());
+  ONEEMB_RETURN_IF_CUDA_ERROR(
+      LaunchNext(stream, FillKernel<Access, kWidth>, 1 + blocks, args));
   if (n == 0) return cudaSuccess;
   const GatherArgs gather{reinterpret_cast<const float*>(args.table.rows),
                           args.table.row_words,
@@ -276,9 +280,8 @@ cudaError_t LaunchLookup(cudaStream_t stream, const LookupArgs& args) {
                           args.shape,
                           args.out.activations};
   const int64_t rows = kBlockThreads / args.shape.lanes * kAhead;
-  GatherKernel<Access, kWidth>
-      <<<NumBlocks(n, rows), kBlockThreads, 0, stream>>>(gather);
-  return cudaGetLastError();
+  return LaunchNext(stream, GatherKernel<Access, kWidth>, NumBlocks(n, rows),
+                    gather);
 }
 
 }  // namespace

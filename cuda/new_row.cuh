@@ -9,11 +9,12 @@
 namespace oneemb::gpu {
 
 // Words 4 * part ... 4 * part + 3 of the new row of (table, id), as many as it
-// has. Not inlined: kernels that seldom need it keep their registers.
-inline __device__ __noinline__ void WriteNewWords(
-    const RowInitializers& rows, const OptimizerConfig& optimizer, int64_t dim,
-    int64_t row_words, uint16_t table, uint64_t id, uint32_t part,
-    uint32_t* row) {
+// has.
+inline __device__ void WriteNewWords(const RowInitializers& rows,
+                                     const OptimizerConfig& optimizer,
+                                     int64_t dim, int64_t row_words,
+                                     uint16_t table, uint64_t id, uint32_t part,
+                                     uint32_t* row) {
   float values[4] = {};
   uint32_t words[4];
   const int64_t first = 4 * int64_t{part};

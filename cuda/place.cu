@@ -1,23 +1,28 @@
 #include "core/counters.h"
 #include "core/optimizer_math.h"
+#include "cuda/chain.cuh"
 #include "cuda/checksum.cuh"
 #include "cuda/index.cuh"
-#include "cuda/new_row.cuh"
+#include "cuda/insert.cuh"
 #include "cuda/place.h"
 #include "cuda/warp.cuh"
 
 namespace oneemb::gpu {
 namespace {
 
-constexpr int kPlaceItems = 2;  // positions a thread
-constexpr int64_t kPlaceTile = kPlaceItems * kBlockThreads;
 constexpr int kNumberItems = 4;  // positions a thread
+constexpr int kAssignItems = 2;
+constexpr int64_t kAssignTile = kAssignItems * kBlockThreads;
+static_assert(kAssignTile <= SortPlan::kMinTile,
+              "counts are those of one tile");
+// Most calls have nothing to assign: few blocks that find that out.
+constexpr unsigned kMaxAssignBlocks = 1024;
 constexpr int64_t kNumberTile = kNumberItems * kBlockThreads;
 static_assert(kBlockThreads == 1 << SortPlan::kMaxDigitBits,
               "a thread looks after one digit");
 
-// A position that has claimed cell c has the code kFirstClaim - c; any other has
-// its sort key, which is not negative.
+// A position that has claimed cell c has the code kFirstClaim - c; any other
+// has its sort key, which is not negative.
 constexpr int32_t kFirstClaim = -8;
 // A cell holds 0, or ~ the first position of its key so far, or, when that is
 // known, the number of its key, which is below every ~position.
@@ -113,10 +118,10 @@ __device__ bool GoesThrough(const PlaceState& state) {
   return state.active != 0 && state.checksum == 0 && state.outside == 0;
 }
 
-// The slot of a position as the lookup reported it, if it is to be trusted. Its
-// part of the checksum is added to *checksum.
-__device__ int32_t ReportedSlot(const PlaceArgs& a, bool saw_layout,
-                                int64_t position, uint32_t* checksum) {
+// The slot of a position as the lookup reported it. Its part of the checksum is
+// added to *checksum.
+__device__ int32_t ReportedSlot(const PlaceArgs& a, int64_t position,
+                                uint32_t* checksum) {
   if (position >= a.batch.size) return kSlotPadding;
   if (a.mode == PlaceMode::kWriteRows) return kSlotMissing;
   const PlacedBatch& placed = a.batch.Find(position);
@@ -124,20 +129,14 @@ __device__ int32_t ReportedSlot(const PlaceArgs& a, bool saw_layout,
   const int64_t i = position - placed.begin;
   const int32_t slot = placed.batch.slots[i];
   *checksum += ChecksumAt(ids, i, ids.Id(i), ids.Table(i), slot);
-  if (!saw_layout) return kSlotMissing;
-  const int64_t rows = static_cast<int64_t>(a.table.counters[kRows]);
-  if (slot < kSlotBadTable || slot >= rows) a.state->outside = 1;
   return slot;
 }
 
 // The slot of a position that the lookup reported missing, or the code of its
-// claim; for a whole warp, of which the lanes with `missing` ask. Not inlined: a
-// step that only trains rows it has does without, and the registers are better
-// spent on more warps.
-__device__ __noinline__ int32_t PlaceMissing(const PlaceArgs& a,
-                                             bool saw_layout, int64_t position,
-                                             bool missing,
-                                             SearchShared* shared) {
+// claim; for a whole warp, of which the lanes with `missing` ask.
+__device__ int32_t PlaceMissing(const PlaceArgs& a, bool saw_layout,
+                                int64_t position, bool missing,
+                                SearchShared* shared) {
   uint64_t id = 0;
   int32_t table = 0;
   int32_t code = kSlotMissing;
@@ -174,57 +173,91 @@ __device__ void AddTileCounts(const PlaceArgs& a, int64_t begin,
   atomicAdd(counts.OfGroup(tile / counts.group_tiles) + threadIdx.x, count);
 }
 
-__global__ __launch_bounds__(kBlockThreads, 6) void PlaceKernel(
-    const __grid_constant__ PlaceArgs a) {
-  __shared__ SearchShared search[kBlockWarps];
-  __shared__ uint32_t warp_sums[kBlockWarps];
-  __shared__ uint32_t block_counts[kBlockThreads];
-  const bool active = IsActive(a);
-  if (blockIdx.x == 0) OpenBooks(a, active);
-  if (!active) return;
-  block_counts[threadIdx.x] = 0;
-  const bool saw_layout = SawLayout(a);
-  const int64_t begin = int64_t{blockIdx.x} * kPlaceTile;
-  const bool first = blockIdx.x == 0 && a.mode != PlaceMode::kWriteRows;
-  uint32_t checksum = first ? 0 - WrittenChecksum(a) : 0;
-  int32_t reported[kPlaceItems];
-#pragma unroll
-  for (int k = 0; k < kPlaceItems; ++k) {
-    const int64_t position = begin + threadIdx.x + k * kBlockThreads;
-    reported[k] = ReportedSlot(a, saw_layout, position, &checksum);
+// Writes what is known of a position; counts its digit if that is its sort key.
+__device__ void WriteCode(const PlaceArgs& a, int64_t position, int32_t code,
+                          uint32_t* block_counts) {
+  if (code <= kFirstClaim) {
+    a.state->any_missing = 1;
+    a.codes[position] = code;
+    return;
   }
-  AddBlockSum(checksum, warp_sums, &a.state->checksum);
-  int missing = 0;
+  const uint32_t key = SortKey(a, code);
+  a.codes[position] = static_cast<int32_t>(key);
+  atomicAdd(block_counts + CountsOfPass(a.sort, 0).Digit(key), 1U);
+}
+
+// Places the positions that the lookup reported missing: those of this thread
+// whose bit of `asks` is set; for a whole block. Not inlined: a step that
+// trains only rows that are there does without, and its registers are better
+// spent on more warps.
+template <int kItems>
+__device__ __noinline__ void PlaceMissingOnes(const PlaceArgs& a,
+                                              bool saw_layout, int64_t begin,
+                                              uint32_t asks,
+                                              SearchShared* shared,
+                                              uint32_t* block_counts) {
   int bad = 0;
-#pragma unroll
-  for (int k = 0; k < kPlaceItems; ++k) {
+#pragma unroll 1
+  for (int k = 0; k < kItems; ++k) {
     const int64_t position = begin + threadIdx.x + k * kBlockThreads;
-    int32_t code = reported[k];
-    const bool asks = code == kSlotMissing;
-    if (__any_sync(kAllLanes, asks)) {
-      const int32_t found = PlaceMissing(a, saw_layout, position, asks,
-                                         &search[threadIdx.x / kWarp]);
-      code = asks ? found : code;
-    }
+    const bool missing = (asks >> k & 1) != 0;
+    if (!__any_sync(kAllLanes, missing)) continue;
+    const int32_t code = PlaceMissing(a, saw_layout, position, missing, shared);
+    if (!missing) continue;
     bad += code == kSlotBadTable ? 1 : 0;
-    if (position >= a.batch.size) continue;
-    if (code <= kFirstClaim) {
-      missing = 1;
-      a.codes[position] = code;
-    } else {
-      const uint32_t key = SortKey(a, code);
-      a.codes[position] = static_cast<int32_t>(key);
-      atomicAdd(block_counts + CountsOfPass(a.sort, 0).Digit(key), 1U);
-    }
+    WriteCode(a, position, code, block_counts);
   }
-  if (missing != 0) a.state->any_missing = 1;
-  __syncthreads();
-  AddTileCounts(a, begin, block_counts);
   if (a.mode != PlaceMode::kWriteRows) return;
   const uint64_t bad_in_warp = WarpSum64(static_cast<uint64_t>(bad));
   if (bad_in_warp != 0 && Lane() == 0) {
     AtomicAdd64(&a.table.counters[kBadTables], bad_in_warp);
   }
+}
+
+template <int kItems>
+__global__ __launch_bounds__(kBlockThreads, 5) void PlaceKernel(
+    const __grid_constant__ PlaceArgs a) {
+  static_assert(kItems * kBlockThreads <= SortPlan::kMinTile,
+                "counts are those of one tile");
+  __shared__ SearchShared search[kBlockWarps];
+  __shared__ uint32_t warp_sums[kBlockWarps];
+  __shared__ uint32_t block_counts[kBlockThreads];
+  WaitForPrevious();
+  const int64_t begin = int64_t{blockIdx.x} * kItems * kBlockThreads;
+  const bool first = blockIdx.x == 0 && a.mode != PlaceMode::kWriteRows;
+  uint32_t checksum = first ? 0 - WrittenChecksum(a) : 0;
+  int32_t slots[kItems];
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) {
+    const int64_t position = begin + threadIdx.x + k * kBlockThreads;
+    slots[k] = ReportedSlot(a, position, &checksum);
+  }
+  const bool active = IsActive(a);
+  if (blockIdx.x == 0) OpenBooks(a, active);
+  if (!active) return;
+  block_counts[threadIdx.x] = 0;
+  const bool saw_layout = SawLayout(a);
+  AddBlockSum(checksum, warp_sums, &a.state->checksum);
+  const int64_t rows =
+      saw_layout ? static_cast<int64_t>(a.table.counters[kRows]) : 0;
+  uint32_t asks = 0;
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) {
+    const int64_t position = begin + threadIdx.x + k * kBlockThreads;
+    if (position >= a.batch.size) continue;
+    if (!saw_layout || slots[k] == kSlotMissing) {
+      asks |= 1U << k;
+      continue;
+    }
+    if (slots[k] < kSlotBadTable || slots[k] >= rows) a.state->outside = 1;
+    WriteCode(a, position, slots[k], block_counts);
+  }
+  if (__syncthreads_or(static_cast<int>(asks)) != 0) {
+    PlaceMissingOnes<kItems>(a, saw_layout, begin, asks,
+                             &search[threadIdx.x / kWarp], block_counts);
+    __syncthreads();
+  }
+  AddTileCounts(a, begin, block_counts);
 }
 
 // Takes the key that position `first` is the first of, as number `number`.
@@ -244,35 +277,13 @@ __device__ uint64_t TakeNewKey(const PlaceArgs& a, uint32_t first,
   return HashKey(key);
 }
 
-// Lets the new keys of a block, from number `begin` on, compete for entries of
-// the index, as far as there is room for rows, and adds them to the version of
-// the layout; for a whole block.
-__device__ void InsertNewKeys(const PlaceArgs& a, const uint64_t* hashes,
-                              uint32_t begin, uint32_t count) {
-  __shared__ unsigned long long block_version;
-  if (threadIdx.x == 0) block_version = 0;
-  __syncthreads();
-  uint64_t version = 0;
-  for (uint32_t k = threadIdx.x; k < count; k += kBlockThreads) {
-    const int64_t slot = static_cast<int64_t>(a.state->rows_before) + begin + k;
-    if (slot >= a.table.capacity) break;
-    CompeteForEntry(a.table.index, hashes[k], static_cast<int32_t>(slot));
-    version += LayoutTerm(hashes[k], static_cast<int32_t>(slot));
-  }
-  version = WarpSum64(version);
-  if (Lane() == 0) atomicAdd(&block_version, version);
-  __syncthreads();
-  if (threadIdx.x == 0 && count > 0) {
-    AtomicAdd64(a.table.layout_version, block_version);
-  }
-}
-
 __global__ __launch_bounds__(kBlockThreads) void NumberKernel(
     const __grid_constant__ PlaceArgs a) {
   __shared__ uint32_t warp_sums[kBlockWarps];
   __shared__ uint32_t shared_tile;
   __shared__ uint32_t shared_before;
   __shared__ uint64_t hashes[kNumberTile];
+  WaitForPrevious();
   if (!GoesThrough(*a.state) || a.state->any_missing == 0) return;
   // Tiles are taken in order, so that those before this one are under way.
   if (threadIdx.x == 0) shared_tile = atomicAdd(&a.state->next_tile, 1U);
@@ -312,15 +323,6 @@ __global__ __launch_bounds__(kBlockThreads) void NumberKernel(
   InsertNewKeys(a, hashes, shared_before, in_block);
 }
 
-// The new keys that get a row.
-__device__ int64_t NumInserted(const PlaceArgs& a) {
-  if (a.mode == PlaceMode::kNumber) return 0;
-  const int64_t room =
-      a.table.capacity - static_cast<int64_t>(a.state->rows_before);
-  const int64_t wanted = static_cast<int64_t>(a.state->num_new);
-  return wanted < room ? wanted : room;
-}
-
 // The slot of a position that has claimed a cell.
 __device__ int32_t ClaimedSlot(const PlaceArgs& a, int32_t code) {
   const int64_t number = a.cells[kFirstClaim - code];
@@ -329,14 +331,16 @@ __device__ int32_t ClaimedSlot(const PlaceArgs& a, int32_t code) {
   return slot < a.table.capacity ? static_cast<int32_t>(slot) : kSlotMissing;
 }
 
-// Sort keys of the positions that have claimed cells, and their counts.
-__device__ void AssignClaimed(const PlaceArgs& a, uint32_t* block_counts) {
-  const int64_t begin = int64_t{blockIdx.x} * kPlaceTile;
+// Sort keys of the positions of one tile that have claimed cells, and their
+// counts; for a whole block. Returns how many of this thread's get no row.
+__device__ int AssignTile(const PlaceArgs& a, int64_t tile,
+                          uint32_t* block_counts) {
+  const int64_t begin = tile * kAssignTile;
   block_counts[threadIdx.x] = 0;
   __syncthreads();
   int refused = 0;
 #pragma unroll
-  for (int k = 0; k < kPlaceItems; ++k) {
+  for (int k = 0; k < kAssignItems; ++k) {
     const int64_t i = begin + threadIdx.x + k * kBlockThreads;
     const int32_t code = i < a.batch.size ? a.codes[i] : 0;
     if (code > kFirstClaim) continue;
@@ -348,44 +352,18 @@ __device__ void AssignClaimed(const PlaceArgs& a, uint32_t* block_counts) {
   }
   __syncthreads();
   AddTileCounts(a, begin, block_counts);
+  return refused;
+}
+
+__device__ void AssignClaimed(const PlaceArgs& a, uint32_t* block_counts) {
+  const int64_t tiles = CeilDiv(a.batch.size, kAssignTile);
+  int refused = 0;
+  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    refused += AssignTile(a, tile, block_counts);
+  }
   const uint64_t refused_in_warp = WarpSum64(static_cast<uint64_t>(refused));
   if (refused_in_warp != 0 && Lane() == 0) {
     AtomicAdd64(&a.table.counters[kOverflows], refused_in_warp);
-  }
-}
-
-// A thread finishes one entry of the index after another.
-__device__ void FinishEntries(const PlaceArgs& a) {
-  const int64_t inserted = NumInserted(a);
-  const int64_t threads = int64_t{gridDim.x} * kBlockThreads;
-  int64_t number = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
-  for (; number < inserted; number += threads) {
-    const NewKey key = a.new_keys[number];
-    const int64_t slot = static_cast<int64_t>(a.state->rows_before) + number;
-    const Key found{key.id, key.table};
-    FinishEntry(a.table.index, found, HashKey(found),
-                static_cast<int32_t>(slot));
-  }
-  __syncwarp();
-}
-
-// Writes the new rows, a thread one 16-byte part after another.
-__device__ void WriteNewRows(const PlaceArgs& a) {
-  const RowInitializers rows = a.initializers.View();
-  const int64_t inserted = NumInserted(a);
-  const int parts = static_cast<int>(CeilDiv(a.table.row_words, 4));
-  int lanes = 1;
-  while (lanes < kWarp && lanes < parts) lanes *= 2;
-  const int64_t groups = int64_t{gridDim.x} * (kBlockThreads / lanes);
-  const int64_t thread = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
-  for (int64_t number = thread / lanes; number < inserted; number += groups) {
-    const NewKey key = a.new_keys[number];
-    const int64_t slot = static_cast<int64_t>(a.state->rows_before) + number;
-    for (int part = Lane() % lanes; part < parts; part += lanes) {
-      WriteNewWords(rows, a.optimizer, a.embedding_dim, a.table.row_words,
-                    key.init_table, key.id, static_cast<uint32_t>(part),
-                    a.table.Row(slot));
-    }
   }
 }
 
@@ -420,6 +398,7 @@ __global__ __launch_bounds__(kBlockThreads) void AssignKernel(
     const __grid_constant__ PlaceArgs a) {
   __shared__ uint32_t block_counts[kBlockThreads];
   const bool last = blockIdx.x + 1 == gridDim.x;
+  WaitForPrevious();
   if (!GoesThrough(*a.state)) {
     if (last && threadIdx.x == 0) Refuse(a);
     return;
@@ -436,15 +415,19 @@ __global__ __launch_bounds__(kBlockThreads) void AssignKernel(
 
 cudaError_t Place(cudaStream_t stream, const PlaceArgs& args) {
   const int64_t n = args.batch.size;
-  const unsigned blocks = NumBlocks(n, kPlaceTile);
-  PlaceKernel<<<blocks, kBlockThreads, 0, stream>>>(args);
+  const bool small = n <= (1 << 17);  // work for every multiprocessor
+  const int64_t items = small ? 1 : 2;
+  const auto place = small ? PlaceKernel<1> : PlaceKernel<2>;
+  place<<<NumBlocks(n, items * kBlockThreads), kBlockThreads, 0, stream>>>(
+      args);
   ONEEMB_RETURN_IF_CUDA_ERROR(cudaGetLastError());
   if (n > 0) {
-    NumberKernel<<<NumBlocks(n, kNumberTile), kBlockThreads, 0, stream>>>(args);
-    ONEEMB_RETURN_IF_CUDA_ERROR(cudaGetLastError());
+    ONEEMB_RETURN_IF_CUDA_ERROR(
+        LaunchNext(stream, NumberKernel, NumBlocks(n, kNumberTile), args));
   }
-  AssignKernel<<<blocks, kBlockThreads, 0, stream>>>(args);
-  return cudaGetLastError();
+  const unsigned tiles = NumBlocks(n, kAssignTile);
+  return LaunchNext(stream, AssignKernel,
+                    tiles < kMaxAssignBlocks ? tiles : kMaxAssignBlocks, args);
 }
 
 void TakePlaceSpace(int64_t n, bool shared_keys, Workspace* workspace,

@@ -1,9 +1,7 @@
+#include "cuda/chain.cuh"
 #include "cuda/sort.h"
 #include "cuda/warp.cuh"
 
-#ifndef TB
-#define TB 12
-#endif
 namespace oneemb::gpu {
 namespace {
 
@@ -66,6 +64,7 @@ __global__ __launch_bounds__(kBlockThreads) void CountKernel(
     const SlotPosition* entries, int64_t n, int tile_bits, TileCounts counts,
     const uint32_t* active) {
   __shared__ uint32_t tile_counts[kDigits];
+  WaitForPrevious();
   if (*active == 0) return;
   const int64_t tile = blockIdx.x;
   tile_counts[threadIdx.x] = 0;
@@ -91,6 +90,7 @@ __global__ __launch_bounds__(kBlockThreads) void PassKernel(
   constexpr int kTile = kItems * kBlockThreads;
   __shared__ PassShared shared;
   __shared__ SlotPosition staged[kTile];
+  WaitForPrevious();
   if (*a.active == 0) return;
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
@@ -117,8 +117,7 @@ __global__ __launch_bounds__(kBlockThreads) void PassKernel(
     const bool valid = warp_begin + k * kWarp < a.n;
     const uint32_t digit =
         a.counts.Digit(static_cast<uint32_t>(entries[k] >> 32));
-    const uint32_t same =
-        SameDigit(digit, __ballot_sync(kAllLanes, valid));
+    const uint32_t same = SameDigit(digit, __ballot_sync(kAllLanes, valid));
     const uint32_t seen = valid ? shared.warp_digits[warp][digit] : 0;
     ranks[k] = seen + __popc(same & LowerLanes());
     __syncwarp();
@@ -181,7 +180,7 @@ SortPlan PlanSort(int64_t n, int64_t num_keys) {
   plan.passes = static_cast<int>(CeilDiv(bits, SortPlan::kMaxDigitBits));
   plan.digit_bits = static_cast<int>(CeilDiv(bits, plan.passes));
   // Small tiles keep every multiprocessor busy, large ones write longer runs.
-  plan.tile_bits = n <= (1 << 17) ? 9 : (n <= (1 << 19) ? 11 : TB);
+  plan.tile_bits = n <= (1 << 17) ? 9 : (n <= (1 << 19) ? 11 : 12);
   plan.num_tiles = CeilDiv(n, int64_t{1} << plan.tile_bits);
   plan.group_tiles = 1;
   while (plan.group_tiles * plan.group_tiles < plan.num_tiles) {
@@ -206,17 +205,14 @@ cudaError_t Sort(cudaStream_t stream, const SortPlan& plan,
     args.active = active;
     const unsigned blocks = static_cast<unsigned>(plan.num_tiles);
     if (pass > 0) {
-      CountKernel<<<blocks, kBlockThreads, 0, stream>>>(
-          args.entries, plan.n, plan.tile_bits, args.counts, active);
+      ONEEMB_RETURN_IF_CUDA_ERROR(
+          LaunchNext(stream, CountKernel, blocks, args.entries, plan.n,
+                     plan.tile_bits, args.counts, active));
     }
-    if (plan.tile_bits == 9) {
-      PassKernel<2><<<blocks, kBlockThreads, 0, stream>>>(args);
-    } else if (plan.tile_bits == 11) {
-      PassKernel<8><<<blocks, kBlockThreads, 0, stream>>>(args);
-    } else {
-      PassKernel<16><<<blocks, kBlockThreads, 0, stream>>>(args);
-    }
-    ONEEMB_RETURN_IF_CUDA_ERROR(cudaGetLastError());
+    const auto kernel = plan.tile_bits == 9    ? PassKernel<2>
+                        : plan.tile_bits == 11 ? PassKernel<8>
+                                               : PassKernel<16>;
+    ONEEMB_RETURN_IF_CUDA_ERROR(LaunchNext(stream, kernel, blocks, args));
     *sorted = args.out;
   }
   return cudaSuccess;
