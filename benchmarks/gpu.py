@@ -3,9 +3,10 @@
 python benchmarks/gpu.py [--quick] [--systems NAME ...] [--seconds N]
 
 Times are of the device: a program runs one phase several times in a row, with
-the second-level cache flushed before each, and the same program with nothing
-but the flushes is subtracted. Ids differ from turn to turn, and ids that are new
-from run to run too. Each number is the median of several runs after a first one.
+the second-level cache flushed before each, and what the same program takes with
+nothing but the flushes is subtracted. Ids differ from turn to turn, and ids that
+are new from run to run too. Each number is the median of several runs after a
+first one.
 """
 
 import argparse
@@ -100,8 +101,7 @@ def peek(state: Any) -> jax.Array:
     """One number of a state, which is there when its update is."""
     if isinstance(state, oe.Table):
         return state.step[0].astype(jnp.float32)
-    words = [leaf.reshape(-1)[0] for leaf in jax.tree.leaves(state)]
-    return sum(word.astype(jnp.float32) for word in words)
+    return jax.tree.leaves(state)[0].reshape(-1)[0].astype(jnp.float32)
 
 
 def chained(phase: Callable[..., Any]) -> Callable[..., Any]:
@@ -126,29 +126,36 @@ def chained(phase: Callable[..., Any]) -> Callable[..., Any]:
     return program
 
 
+def compiled(phase: Callable[..., Any], words: Any, *operands: Any) -> Any:
+    """The program of `phase`, compiled."""
+    return chained(phase).lower(words, *operands).compile()
+
+
 def device_ms(
     phase: Callable[..., Any], state: Any, sets: list[Any], grads: Any, runs: int
 ) -> tuple[float, Any]:
-    """Milliseconds of one turn of `phase`, flushes included; and the last state."""
+    """Milliseconds of one turn of `phase`; and the last state.
+
+    A program that only flushes runs in between: what it takes is subtracted.
+    """
     words = jnp.zeros((FLUSH_WORDS,), jnp.uint32)
-    program = chained(phase).lower(words, state, sets[0], grads).compile()
-    times = []
+    program = compiled(phase, words, state, sets[0], grads)
+    idle_operands = (jnp.zeros(1), (jnp.zeros(1),) * TURNS, jnp.ones(1))
+    idle = compiled(lambda state, ids, grads: (state, grads), words, *idle_operands)
+    idle_state = idle_operands[0]
+    times, idle_times = [], []
     for run in range(1 + runs):
-        ids = sets[run % len(sets)]
-        jax.block_until_ready((words, state))
+        for _ in range(3):
+            start = time.perf_counter()
+            words, idle_state, done = idle(words, idle_state, *idle_operands[1:])
+            jax.block_until_ready((words, idle_state, done))
+            idle_times.append(time.perf_counter() - start)
         start = time.perf_counter()
-        words, state, done = program(words, state, ids, grads)
+        words, state, done = program(words, state, sets[run % len(sets)], grads)
         jax.block_until_ready((words, state, done))
         times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times[1:]) / TURNS, state
-
-
-@functools.cache
-def flush_ms(runs: int) -> float:
-    """Milliseconds of a turn that does nothing."""
-    nothing = lambda state, ids, grads: (state, grads)  # noqa: E731
-    ids = (jnp.zeros(1),) * TURNS
-    return device_ms(nothing, jnp.zeros(1), [ids], jnp.ones(1), runs)[0]
+    seconds = statistics.median(times[1:]) - statistics.median(idle_times[3:])
+    return 1e3 * seconds / TURNS, state
 
 
 # What is compared: each makes (state, [ids[TURNS], ...], {phase: function}).
@@ -223,24 +230,33 @@ def jax_rows(cell: Cell, optimizer: str, batches: list[np.ndarray]) -> Any:
     return state, in_sets(ids), {"lookup": lookup, "step": step}
 
 
-def copied(cell: Cell, optimizer: str, batches: list[np.ndarray]) -> Any:
-    """Reads and writes as many bytes as each phase has to move at least."""
-    distinct = statistics.mean(len(np.unique(batch)) for batch in batches)
-    row = 4 * cell.dim * (1 + STATE_FIELDS[optimizer])
+@functools.cache
+def copy_bytes_per_ms() -> float:
+    """Bytes read and written in a millisecond by a copy of 2 GiB."""
+    words = jnp.zeros((2**29,), jnp.uint32)
+    copy = jax.jit(lambda words: words + jnp.uint32(1))
+    times = []
+    for _ in range(10):
+        jax.block_until_ready(words)
+        start = time.perf_counter()
+        for _ in range(5):
+            words = copy(words)
+        jax.block_until_ready(words)
+        times.append((time.perf_counter() - start) / 5)
+    return 2 * words.nbytes / (1e3 * statistics.median(times))
+
+
+def copy_ms(cell: Cell, optimizer: str, runs: int) -> dict[str, float]:
+    """A copy that moves the bytes which each phase has to move at least."""
+    distinct = statistics.mean(len(np.unique(batch)) for batch in batches_of(cell))
+    rows = 4 * cell.dim * distinct
     out = 4 * cell.dim * cell.ids
-    read = {"lookup": 4 * cell.dim * distinct + out}
-    read["step"] = read["lookup"] + out + 2 * row * distinct
-    # Every word is read and written, in the same place.
-    state = {p: jnp.zeros((int(size) // 8,), jnp.uint32) for p, size in read.items()}
-
-    def copy(phase: str) -> Any:
-        def run(state: Any, ids: Any, grads: Any) -> Any:
-            return state | {phase: state[phase] ^ ids}, ids
-
-        return run
-
-    ids = tuple(jnp.full((), 1 + turn, jnp.uint32) for turn in range(TURNS))
-    return state, [ids], {phase: copy(phase) for phase in state}
+    lookup = cell.hit_rate * rows + out
+    step = lookup + out + (1 + cell.hit_rate) * (1 + STATE_FIELDS[optimizer]) * rows
+    return {
+        "lookup": lookup / copy_bytes_per_ms(),
+        "step": step / copy_bytes_per_ms(),
+    }
 
 
 def torch_ms(cell: Cell, optimizer: str, runs: int) -> dict[str, float]:
@@ -285,13 +301,13 @@ def jax_ms(make: Any, cell: Cell, optimizer: str, runs: int) -> dict[str, float]
     found = {}
     for phase, function in phases.items():
         ms, state = device_ms(function, state, sets, grads, cell.runs(runs))
-        found[phase] = ms - flush_ms(runs)
+        found[phase] = ms
     return found
 
 
 SYSTEMS: dict[str, Callable[[Cell, str, int], dict[str, float]]] = {
     "oneemb_jax": functools.partial(jax_ms, ours),
-    "copy": functools.partial(jax_ms, copied),
+    "copy": copy_ms,
     "JAX": functools.partial(jax_ms, jax_rows),
     "torch": torch_ms,
 }
@@ -345,7 +361,7 @@ def main() -> None:
             if time.monotonic() - begin > options.seconds:
                 print(f"no time left for {system}")
                 break
-            ms = SYSTEMS[system](cell, optimizer, 5 if options.quick else 11)
+            ms = SYSTEMS[system](cell, optimizer, 11 if options.quick else 31)
             print(line_of(cell, optimizer, system, ms), flush=True)
 
 
