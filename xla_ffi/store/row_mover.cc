@@ -83,9 +83,8 @@ void RowMover::ReadFront() {
   mutex_.Unlock();
   // Rows that it cannot read are read again when they are wanted: that is when
   // there is somebody to tell.
-  const Status status = store_->Fetch(
-      {batch->keys.data(), static_cast<int64_t>(batch->keys.size())},
-      batch->rows.data(), batch->found.data());
+  const Status status = store_->Fetch({batch->keys.data(), batch->to_read},
+                                      batch->rows.data(), batch->found.data());
   mutex_.Lock();
   (void)status.ok();
   batch->done = true;
@@ -166,10 +165,11 @@ Status RowMover::Take(KeySpan keys, char* rows, uint8_t* found,
   for (int64_t i = 0; i < keys.size; ++i) {
     const uint64_t hash = HashKey(keys[i]);
     Claim claim{};
-    if (CopyWaiting(writes, keys[i], hash, rows + i * row_bytes_)) {
-      found[i] = kRowFound;
-    } else if (FindAhead(keys[i], hash, i, &claim)) {
+    // What was read ahead goes first, or it would be left to grow old.
+    if (FindAhead(keys[i], hash, i, &claim)) {
       claims.push_back(std::move(claim));
+    } else if (CopyWaiting(writes, keys[i], hash, rows + i * row_bytes_)) {
+      found[i] = kRowFound;
     } else {
       rest.push_back(i);
     }
@@ -271,6 +271,7 @@ int64_t RowMover::Prefetch(KeySpan keys) {
   int64_t room = most_rows_ - staged_rows_;
   for (const std::shared_ptr<ReadBatch>& batch : ahead_) room -= batch->left;
   std::vector<Key> wanted;
+  std::vector<Key> waiting;  // those that are here
   int64_t had = 0;
   for (int64_t i = 0; i < keys.size; ++i) {
     const uint64_t hash = HashKey(keys[i]);
@@ -278,19 +279,28 @@ int64_t RowMover::Prefetch(KeySpan keys) {
     const auto waits = [&](const std::shared_ptr<const WriteBatch>& batch) {
       return batch->index.Find(keys[i], hash) >= 0;
     };
-    if (FindAhead(keys[i], hash, i, &claim) ||
-        std::any_of(writes.begin(), writes.end(), waits)) {
+    if (FindAhead(keys[i], hash, i, &claim)) {
       ++had;
-    } else if (static_cast<int64_t>(wanted.size()) < room) {
-      wanted.push_back(keys[i]);
+    } else if (room > 0) {
+      --room;
+      const bool here = std::any_of(writes.begin(), writes.end(), waits);
+      (here ? waiting : wanted).push_back(keys[i]);
     }
   }
-  auto batch = std::make_shared<ReadBatch>(std::move(wanted));
+  const auto reads = static_cast<int64_t>(wanted.size());
+  wanted.insert(wanted.end(), waiting.begin(), waiting.end());
+  auto batch = std::make_shared<ReadBatch>(std::move(wanted), reads);
   if (!batch->rows.Resize(batch->left * row_bytes_).ok()) return had;
+  for (auto i = static_cast<size_t>(reads); i < batch->keys.size(); ++i) {
+    const Key key = batch->keys[i];
+    CopyWaiting(writes, key, HashKey(key),
+                batch->rows.data() + static_cast<int64_t>(i) * row_bytes_);
+    batch->found[i] = kRowFound;
+  }
   ahead_.push_back(batch);
   batch->due = stages_ + ahead_.size() + kPatience;
   const MutexLock lock(mutex_);
-  batch->done = batch->left == 0;
+  batch->done = reads == 0;
   if (!batch->done) reads_.push_back(batch);
   changed_.NotifyAll();
   return had + batch->left;

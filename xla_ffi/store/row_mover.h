@@ -4,8 +4,8 @@
 // came; until they are written, this is where they are read. Rows that a later
 // batch will want are read ahead. Of a key's row there is one that counts:
 //   in the device tier, else the newest that waits to be written, else the
-//   Store's. A row that was read ahead is a copy of the Store's, and gone as
-//   soon as the device tier takes the key.
+//   Store's. A row that was read ahead is a copy of that one, and gone as soon
+//   as the device tier takes the key.
 // So writes may overtake reads ahead, and never have to be waited for.
 #pragma once
 
@@ -55,8 +55,7 @@ class RowMover {
   void Waiting(std::vector<Key>* keys, std::vector<char>* rows);
 
   // Begins to read keys that the device tier lacks. Returns how many of them
-  // there was room for, with those that wait to be written or are read already.
-  // Does not wait.
+  // there was room for, with those that are read already. Does not wait.
   int64_t Prefetch(KeySpan keys);
   // A batch of `rows` rows has been staged: they leave that much less room for
   // reading ahead. Forgets what was read ahead for batches that have gone by.
@@ -78,13 +77,16 @@ class RowMover {
   };
   // Rows that are read ahead.
   struct ReadBatch {
-    explicit ReadBatch(std::vector<Key> from)
+    // The first `to_read` keys are the Store's to read.
+    ReadBatch(std::vector<Key> from, int64_t reads)
         : keys(std::move(from)),
+          to_read(reads),
           index({keys.data(), static_cast<int64_t>(keys.size())}),
           found(keys.size()),
           taken(keys.size()),
           left(static_cast<int64_t>(keys.size())) {}
     const std::vector<Key> keys;
+    const int64_t to_read;
     const KeyIndex index;
     // The mover's thread fills these; they may be read when it is done.
     AlignedBuffer rows;

@@ -90,7 +90,13 @@ Status BuildMap(Env* env, const std::string& path, const Snapshot& snapshot,
 // reading.
 using ReadProgress = std::function<Status(int64_t rows)>;
 
-// Reads every row; kCorruption names the first thing that is wrong.
+// Reads every row of an open snapshot; kCorruption names the first bad one.
+Status CheckSnapshotRows(Env* env, const std::string& path,
+                         const Snapshot& snapshot,
+                         const ReadProgress& progress = nullptr);
+
+// The same for a snapshot that is not open, and looks for rows that are there
+// twice: an index of all of them is made for it. Load finds those too.
 Status VerifySnapshot(Env* env, const std::string& path,
                       const ReadProgress& progress = nullptr);
 
