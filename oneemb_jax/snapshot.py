@@ -33,7 +33,10 @@ from oneemb_jax.table import (
 )
 from oneemb_jax.tiers import write_down
 
+#: Rows in a file of a snapshot, in bytes; more where there would be more files.
 SEGMENT_BYTES = 2**28
+#: Every one is open while a snapshot is written or read.
+_MOST_SEGMENTS = 256
 _MOST_ROW_BYTES = 2**16
 #: Rows on their way, in bytes.
 _BATCH_BYTES = 1 << 24
@@ -63,8 +66,9 @@ def _stored_rows(table: Table) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndar
 def write_table(table: Table, folder: str, name: str, call: str) -> str:
     """Writes a table as a snapshot below the folder of a rank; its path."""
     row_bytes = check_savable(table, call)
+    segment_bytes = max(SEGMENT_BYTES, size(table) * row_bytes // _MOST_SEGMENTS)
     writer = native.SnapshotWriter(
-        files.encode_path(folder), name, row_bytes, SEGMENT_BYTES
+        files.encode_path(folder), name, row_bytes, segment_bytes
     )
     try:
         for batch in _stored_rows(table):

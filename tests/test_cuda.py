@@ -17,6 +17,7 @@ import pytest
 import oneemb_jax as oe
 from helpers import assert_no_table_copy, bits, make_spec, table_bits
 from oneemb_jax.table import init_table
+from snapshots import assert_same, embedding, train
 from test_optimizers import OPTIMIZERS, check_fields, each_optimizer, reference_of
 from test_optimizers import batch_of as optimizer_batch
 
@@ -427,3 +428,23 @@ def test_a_step_copies_no_table(name):
 
     assert_no_table_copy(one, table, pack(ids), grads)
     assert_no_table_copy(scanned, table, pack(ids), grads)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rowwise_adagrad"])
+def test_snapshots_go_from_device_to_device(tmp_path, optimizer):
+    """Saved and loaded on either, a table trains on to the same bits."""
+    devices = [jax.devices(platform)[0] for platform in ("cpu", "gpu")]
+    with embedding(tmp_path, 16, 1000, optimizer=OPTIMIZERS[optimizer]) as emb:
+        for i, device in enumerate(devices):
+            table = train(emb.init(device), 0, 5, 300)
+            emb.save_snapshot(table, f"from_{i}")
+            oe.save(tmp_path / f"all_{i}", table=table)
+            for other in devices:
+                loaded = emb.load_snapshot(f"from_{i}", other)
+                assert loaded.rows.devices() == {other}
+                assert_same(loaded, table)
+                assert_same(train(loaded, 5, 9, 300), train(table, 5, 9, 300))
+                like = {"table": emb.init(other)}
+                assert_same(
+                    oe.restore(tmp_path / f"all_{i}", like=like)["table"], table
+                )

@@ -136,6 +136,16 @@ def test_small_batches_of_rows(tmp_path, monkeypatch):
         assert_same(emb.load_snapshot("many"), table)
 
 
+def test_a_large_table_has_larger_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshot_module, "SEGMENT_BYTES", 1 << 13)
+    monkeypatch.setattr(snapshot_module, "_MOST_SEGMENTS", 4)
+    with embedding(tmp_path, 100, capacity=3000) as emb:
+        table = oe.set_rows(emb.init(), np.arange(2500), np.ones((2500, 100)))
+        saved = Path(emb.save_snapshot(table, "many"))
+        assert 3 <= len(list(saved.glob("*.seg"))) <= 6
+        assert_same(emb.load_snapshot("many"), table)
+
+
 def test_the_largest_rows(tmp_path):
     with embedding(tmp_path, 2**14, capacity=3, optimizer=oe.sgd(0.1)) as emb:
         table = oe.set_rows(emb.init(), [5], np.arange(2**14)[None])
