@@ -96,7 +96,7 @@ def make_step(options: argparse.Namespace) -> Any:
 def draw_batches(options: argparse.Namespace, seed: int) -> list[np.ndarray]:
     """Zipf ids of all batches of a run, packed."""
     random = np.random.default_rng(seed)
-    count = options.warmup + options.steps + 1
+    count = options.warmup + options.steps + options.depth
     return [
         oe.pack_ids(cells.draw_ids(options.rows, options.ids, "zipf", random))
         for _ in range(count)
@@ -119,7 +119,8 @@ def measure(
         if t == options.warmup:
             table = oe.reset_counters(table)
         start = time.perf_counter()
-        table, weights, loss = step(table, weights, batches[t], batches[t + 1], ahead)
+        later = batches[t + options.depth]
+        table, weights, loss = step(table, weights, batches[t], later, ahead)
         loss.block_until_ready()
         if t >= options.warmup:
             times.append(time.perf_counter() - start)
@@ -195,6 +196,7 @@ def parser() -> argparse.ArgumentParser:
     add("--hidden", type=int, default=1024, help="width of the layer (%(default)s)")
     add("--warmup", type=int, default=500, help="steps (%(default)s)")
     add("--steps", type=int, default=150, help="measured (%(default)s)")
+    add("--depth", type=int, default=1, help="steps read ahead (%(default)s)")
     stores = ("device_mem", "cached_host_mem", "cached_ssd")
     add("--stores", nargs="+", default=stores, choices=stores)
     add("--folder", help="where the store's files are; by default /tmp or like it")
