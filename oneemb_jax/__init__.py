@@ -58,7 +58,7 @@ from oneemb_jax.persistent_table import (
 from oneemb_jax.persistent_table import (
     make_persistent_table_writer as make_persistent_table_writer,
 )
-from oneemb_jax.saving import restore as restore
+from oneemb_jax.restoring import restore as restore
 from oneemb_jax.saving import save as save
 from oneemb_jax.scheduler import PrefetchScheduler as PrefetchScheduler
 from oneemb_jax.snapshot import save_snapshot as save_snapshot

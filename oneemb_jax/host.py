@@ -163,14 +163,7 @@ def _read_rows(table: Table, words: jax.Array, tables: jax.Array) -> list[jax.Ar
 
 def state_fields(table: Table, rows: np.ndarray) -> dict[str, np.ndarray]:
     """Views of the state in whole rows, by field name."""
-    spec = table.spec
-    dim, fields = spec.embedding_dim, {}
-    for i, name in enumerate(spec.optimizer.state_fields):
-        fields[name] = rows[:, (1 + i) * dim : (2 + i) * dim].view(np.float32)
-    first = (1 + spec.optimizer.num_state_fields) * dim
-    for i, (name, dtype) in enumerate(spec.optimizer.row_fields):
-        fields[name] = rows[:, first + i].view(dtype)
-    return fields
+    return table.spec.state_of(rows)
 
 
 def get_rows(table: Table, ids: Any, table_ids: Any = None) -> Rows:

@@ -81,6 +81,20 @@ class TableSpec:
         """32-bit words of an id."""
         return WORDS[self.key_type]
 
+    def state_of(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Views of the optimizer state in whole rows, by field name.
+
+        Args:
+            rows: uint32[n, row_words].
+        """
+        dim, fields = self.embedding_dim, {}
+        for i, name in enumerate(self.optimizer.state_fields):
+            fields[name] = rows[:, (1 + i) * dim : (2 + i) * dim].view(np.float32)
+        first = (1 + self.optimizer.num_state_fields) * dim
+        for i, (name, dtype) in enumerate(self.optimizer.row_fields):
+            fields[name] = rows[:, first + i].view(dtype)
+        return fields
+
     def differences(self, other: TableSpec) -> str:
         """The fields in which two specs differ, with their values.
 

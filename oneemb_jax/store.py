@@ -199,6 +199,8 @@ class Store:
     def load_snapshot(self, name: str) -> bytes:
         """Replaces all rows by a snapshot's; the caller's words that it has.
 
+        It reads the snapshot once, every row of it, before it replaces any.
+
         Raises:
             FileNotFoundError: if there is none.
             StoreError: if it is damaged. Any error leaves the Store as it was.

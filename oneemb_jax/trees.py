@@ -8,6 +8,7 @@ structure that the caller gives.
 from __future__ import annotations
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -218,6 +219,11 @@ def decode_number(leaf: dict[str, Any]) -> Any:
     if type(value).__name__ != kind or kind not in ("bool", "int", "str"):
         raise ValueError(f"a leaf of kind {kind!r} is {value!r}")
     return value
+
+
+def array_bytes(leaf: dict[str, Any]) -> int:
+    """How large a saved array is."""
+    return stored_dtype(leaf["dtype"])[0].itemsize * math.prod(leaf["shape"])
 
 
 def shown(leaf: dict[str, Any]) -> str:

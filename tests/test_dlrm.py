@@ -381,7 +381,7 @@ def test_where_rows_are_changes_nothing(tmp_path, store):
 
 def test_a_cache_without_room_for_a_batch(tmp_path):
     words = ["--store", "cached_ssd", "--cache-mb", "0.01"]
-    with pytest.raises(SystemExit, match="cache_budget_mb=.* would do"):
+    with pytest.raises(SystemExit, match=r"cache_budget_mb=.* would do"):
         run(tmp_path, "--synthetic", "--samples", 600, *words)
 
 

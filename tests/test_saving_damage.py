@@ -188,7 +188,7 @@ def rewrite(path: Path, **changes: object) -> None:
     data = json.loads((path / "tree.json").read_text())
     data["items"]["tree"]["dict"][0][1].update(changes)
     found = {"items": data["items"], "tables": data["tables"]}
-    data["crc32"] = saving._crc(found)
+    data["crc32"] = saving.checksum(found)
     (path / "tree.json").write_text(json.dumps(data))
 
 

@@ -271,6 +271,27 @@ def test_damage_is_an_error_and_changes_nothing(tmp_path: Path):
         assert store.size() == 2
 
 
+def test_a_damaged_row_keeps_a_snapshot_from_being_loaded(tmp_path: Path):
+    with Store(tmp_path, 1024) as store:
+        store.put(np.arange(9), np.ones((9, 256), np.uint32))
+        store.save("s")
+        [path] = (tmp_path / "snap" / "s").glob("*.seg")
+        segment = bytearray(path.read_bytes())
+        segment[4096 + 500] ^= 1
+        path.unlink()
+        path.write_bytes(segment)
+        store.put([77], np.ones((1, 256), np.uint32))
+        with pytest.raises(StoreError, match="slot 0"):
+            store.load("s")
+        assert store.size() == 10
+
+
+def test_errors_of_the_system_keep_their_class(tmp_path: Path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(NotADirectoryError, match="file"):
+        Store(tmp_path / "file" / "store", 8)
+
+
 def test_threads_may_share_a_store_and_one_may_close_it(tmp_path: Path):
     store = Store(tmp_path, 64)
     ids = np.arange(1000)

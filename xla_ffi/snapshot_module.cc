@@ -143,10 +143,29 @@ std::vector<std::string> ListNames(const nb::bytes& root) {
   return names;
 }
 
-void VerifyFolder(const nb::bytes& folder) {
+// `progress` is called with a number of rows, now and then, or is None. What it
+// raises, and Ctrl-C, ends the reading.
+void VerifyFolder(const nb::bytes& folder, const nb::object& progress) {
   const std::shared_ptr<Env> env = NewEnv();
   const std::string path = PathOf(folder);
-  RunReleased([&] { return VerifySnapshot(env.get(), path); });
+  const auto report = [&progress](int64_t rows) -> Status {
+    const nb::gil_scoped_acquire acquired;
+    try {
+      if (PyErr_CheckSignals() != 0) throw nb::python_error();
+      if (!progress.is_none()) progress(rows);
+      return {};
+    } catch (nb::python_error& error) {
+      error.restore();
+    }
+    return {StatusKind::kUnavailable, "interrupted"};
+  };
+  Status verified;
+  {
+    const nb::gil_scoped_release released;
+    verified = VerifySnapshot(env.get(), path, report);
+  }
+  if (PyErr_Occurred() != nullptr) throw nb::python_error();
+  Raise(verified);
 }
 
 // Takes the folder's lock: what a writer is about to finish is not in the way.
@@ -194,7 +213,8 @@ void AddSnapshots(nb::module_& m) {
       .def("commit", &SnapshotStream::Commit)
       .def("close", &SnapshotStream::Close);
   m.def("list_snapshots", &ListNames);
-  m.def("verify_snapshot", &VerifyFolder);
+  m.def("verify_snapshot", &VerifyFolder, nb::arg(),
+        nb::arg().none() = nb::none());
   m.def("delete_snapshot", &DeleteName);
   m.def("exchange", &Exchange);
   m.def("check_snapshot_name",

@@ -88,7 +88,7 @@ void Raise(const Status& status) {
     case StatusKind::kIoError:
       RaiseSystem(status.error() != 0 ? status.error() : EIO, message);
     case StatusKind::kNoLink:
-      RaiseSystem(EXDEV, message);
+      RaiseSystem(status.error() != 0 ? status.error() : EXDEV, message);
     case StatusKind::kNoMemory:
       RaiseAs(PyExc_MemoryError, Text(message));
     case StatusKind::kCorruption:

@@ -32,7 +32,10 @@ enum class Outcome { kFound, kHarmless };
 Outcome Inspect(const std::shared_ptr<SimEnv>& env, const Model& model) {
   const auto store = OpenStore(SmallOptions(env, kWidth));
   const bool verified = store->Verify("s").ok();
-  const Status loaded = store->Load("s", nullptr);
+  const Status checked = store->Load("s", nullptr);
+  CHECK_EQ(checked.ok(), verified);
+  if (!checked.ok()) CHECK(Dump(store.get()).empty());
+  const Status loaded = store->Load("s", nullptr, LoadCheck::kStructure);
   if (!loaded.ok()) {
     CHECK(!verified);
     CHECK(Dump(store.get()).empty());  // nothing was changed

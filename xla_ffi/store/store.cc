@@ -181,14 +181,16 @@ Status Store::Save(const std::string& name, const std::string& user) {
   });
 }
 
-Status Store::Load(const std::string& name, std::string* user) {
+Status Store::Load(const std::string& name, std::string* user,
+                   LoadCheck check) {
   return Run([&]() -> Status {
     ONEEMB_RETURN_IF_ERROR(CheckSnapshotName(name));
-    return LoadFrom(SnapshotPath(options_.path, name), user);
+    return LoadFrom(SnapshotPath(options_.path, name), user, check);
   });
 }
 
-Status Store::LoadFrom(const std::string& folder, std::string* user) {
+Status Store::LoadFrom(const std::string& folder, std::string* user,
+                       LoadCheck check) {
   return Run([&]() -> Status {
     Snapshot snapshot;
     ONEEMB_RETURN_IF_ERROR(OpenSnapshot(env_.get(), folder, &snapshot));
@@ -196,6 +198,9 @@ Status Store::LoadFrom(const std::string& folder, std::string* user) {
       return Invalid(
           folder + ": rows of " + std::to_string(snapshot.manifest.row_bytes) +
           " bytes; this store's have " + std::to_string(options_.row_bytes));
+    }
+    if (check == LoadCheck::kRows && options_.kind != StoreKind::kHost) {
+      ONEEMB_RETURN_IF_ERROR(CheckSnapshotRows(env_.get(), folder, snapshot));
     }
     ONEEMB_RETURN_IF_ERROR(backend_->Load(folder, snapshot));
     if (user != nullptr) *user = std::move(snapshot.manifest.user);

@@ -46,6 +46,13 @@ struct StoreOptions {
   std::shared_ptr<Env> env;
 };
 
+// What Load looks at before it replaces anything.
+enum class LoadCheck {
+  kRows,       // everything: it reads the whole snapshot once
+  kStructure,  // all but the rows, 10 bytes a row: a damaged one shows when it
+               // is fetched. kHost reads rows in any case.
+};
+
 // Thread-safe. Batches are atomic: a fetch sees all rows of a put or none. Only
 // the process that opened it may use it: a forked child gets kUnavailable.
 class Store {
@@ -80,9 +87,11 @@ class Store {
   // snapshots have are not written again.
   Status Save(const std::string& name, const std::string& user);
   // Replaces all rows by the snapshot's. Any error leaves the store as it was.
-  Status Load(const std::string& name, std::string* user);
+  Status Load(const std::string& name, std::string* user,
+              LoadCheck check = LoadCheck::kRows);
   // The same from a snapshot's folder anywhere.
-  Status LoadFrom(const std::string& folder, std::string* user);
+  Status LoadFrom(const std::string& folder, std::string* user,
+                  LoadCheck check = LoadCheck::kRows);
   Status List(std::vector<std::string>* names) const;
   Status Verify(const std::string& name) const;
   Status Delete(const std::string& name);
