@@ -274,7 +274,7 @@ def test_damage_is_an_error_and_changes_nothing(tmp_path: Path):
 def test_a_damaged_row_keeps_a_snapshot_from_being_loaded(tmp_path: Path):
     with Store(tmp_path, 1024) as store:
         store.put(np.arange(9), np.ones((9, 256), np.uint32))
-        store.save("s")
+        store.save_snapshot("s")
         [path] = (tmp_path / "snap" / "s").glob("*.seg")
         segment = bytearray(path.read_bytes())
         segment[4096 + 500] ^= 1
@@ -282,7 +282,7 @@ def test_a_damaged_row_keeps_a_snapshot_from_being_loaded(tmp_path: Path):
         path.write_bytes(segment)
         store.put([77], np.ones((1, 256), np.uint32))
         with pytest.raises(StoreError, match="slot 0"):
-            store.load("s")
+            store.load_snapshot("s")
         assert store.size() == 10
 
 
