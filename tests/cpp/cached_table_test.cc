@@ -97,6 +97,24 @@ class RandomTier {
     return order;
   }
 
+  // A batch that wants some of the slots, and room for others.
+  void NextBatch(uint32_t now, std::mt19937_64* random) {
+    for (int i = 0; i < 9; ++i) {
+      view_.clock[(*random)() % static_cast<uint64_t>(view_.capacity)] = now;
+    }
+    const auto count = static_cast<int64_t>((*random)() % 40);
+    const std::vector<int32_t> wanted =
+        ChooseVictims(view_, now, count, Victims::kAny);
+    const std::vector<int32_t> victims =
+        TakeVictims(view_, now, count, &queue_);
+    CHECK(victims == wanted);
+    for (const int32_t slot : victims) EvictSlot(view_, slot);
+    for (const int32_t slot : victims) {
+      AdmitKey(view_, {(*random)(), 0}, slot, kSlotClean, now);
+    }
+    if ((*random)() % 20 == 0) queue_.clear();
+  }
+
   void EvictAll() {
     for (int32_t slot = 0; slot < view_.capacity; ++slot) {
       EvictSlot(view_, slot);
@@ -112,6 +130,7 @@ class RandomTier {
   uint64_t counters_[kNumCounters] = {};
   uint64_t layout_version_ = 0;
   TableView view_{};
+  std::vector<TierVictim> queue_;
 };
 
 TEST(VictimsAreTheLongestUnused) {
@@ -134,6 +153,16 @@ TEST(VictimsAreTheLongestUnused) {
   }
 }
 
+TEST(TheQueueHasTheSameVictims) {
+  std::mt19937_64 random(3);
+  for (const int64_t capacity : {60, 300, 5000}) {
+    RandomTier tier(capacity, 100000, &random);
+    for (uint32_t now = 100001; now < 100400; ++now) {
+      tier.NextBatch(now, &random);
+    }
+  }
+}
+
 Batch RandomBatch(std::mt19937_64* random, int64_t n) {
   std::vector<uint64_t> ids;
   for (int64_t i = 0; i < n; ++i) {
@@ -151,7 +180,8 @@ Batch RandomBatch(std::mt19937_64* random, int64_t n) {
 template <class T>
 bool SameBits(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size() &&
-         std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+         (a.empty() ||
+          std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
 Batch AllIds() {

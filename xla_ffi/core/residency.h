@@ -19,4 +19,10 @@ struct SlotResidency {
 static_assert(sizeof(SlotResidency) == 2 * sizeof(uint32_t),
               "a row of the uint32[capacity, 2] leaf");
 
+// A slot that is to be evicted, as long as it has this clock.
+struct TierVictim {
+  int32_t slot;
+  uint32_t clock;
+};
+
 }  // namespace oneemb

@@ -87,6 +87,40 @@ uint32_t ThresholdBin(const std::vector<int64_t>& bins, int64_t count,
   return 0;
 }
 
+// Up to `count` slots that may be evicted, the first of the order.
+std::vector<Candidate> FindVictims(const TableView& table, uint32_t now,
+                                   int64_t count, Victims which) {
+  std::vector<Candidate> victims;
+  if (count <= 0) return victims;
+  const int64_t used = static_cast<int64_t>(table.counters[kSlotsUsed]);
+  std::vector<int64_t> bins(kOldest + 1);
+  const auto bin_of = [&](int64_t slot) {
+    return std::min(now - table.clock[slot], kOldest);
+  };
+  for (int64_t slot = 0; slot < used; ++slot) {
+    if (MayEvict(table, slot, which)) ++bins[bin_of(slot)];
+  }
+  int64_t older = 0;
+  const uint32_t threshold = ThresholdBin(bins, count, &older);
+  std::vector<Candidate> last;  // of the threshold's bin
+  victims.reserve(static_cast<size_t>(std::min(count, used)));
+  last.reserve(static_cast<size_t>(threshold == 0 ? 0 : bins[threshold]));
+  for (int64_t i = 0; i < used; ++i) {
+    const uint32_t bin = bin_of(i);
+    if (bin == 0 || bin < threshold || !MayEvict(table, i, which)) continue;
+    const int32_t slot = static_cast<int32_t>(i);
+    const Candidate candidate{now - table.clock[i], SlotKey(table, slot), slot};
+    (bin > threshold ? victims : last).push_back(candidate);
+  }
+  const int64_t rest =
+      std::min(count - older, static_cast<int64_t>(last.size()));
+  std::nth_element(
+      last.begin(), last.begin() + rest, last.end(),
+      [](const Candidate& a, const Candidate& b) { return a.Before(b); });
+  victims.insert(victims.end(), last.begin(), last.begin() + rest);
+  return victims;
+}
+
 }  // namespace
 
 bool FindMissing(Parallel* parallel, const IndexView& index,
@@ -122,37 +156,43 @@ bool FindMissingAndTouch(Parallel* parallel, const TableView& table,
 std::vector<int32_t> ChooseVictims(const TableView& table, uint32_t now,
                                    int64_t count, Victims which) {
   std::vector<int32_t> victims;
-  if (count <= 0) return victims;
-  const int64_t used = static_cast<int64_t>(table.counters[kSlotsUsed]);
-  std::vector<int64_t> bins(kOldest + 1);
-  const auto bin_of = [&](int64_t slot) {
-    return std::min(now - table.clock[slot], kOldest);
-  };
-  for (int64_t slot = 0; slot < used; ++slot) {
-    if (MayEvict(table, slot, which)) ++bins[bin_of(slot)];
+  for (const Candidate& victim : FindVictims(table, now, count, which)) {
+    victims.push_back(victim.slot);
   }
-  int64_t older = 0;
-  const uint32_t threshold = ThresholdBin(bins, count, &older);
-  std::vector<Candidate> candidates;
-  victims.reserve(static_cast<size_t>(std::min(count, used)));
-  candidates.reserve(static_cast<size_t>(threshold == 0 ? 0 : bins[threshold]));
-  for (int64_t i = 0; i < used; ++i) {
-    const uint32_t bin = bin_of(i);
-    if (bin == 0 || bin < threshold || !MayEvict(table, i, which)) continue;
-    const int32_t slot = static_cast<int32_t>(i);
-    if (bin > threshold) {
-      victims.push_back(slot);
-    } else {
-      candidates.push_back({now - table.clock[i], SlotKey(table, slot), slot});
+  std::sort(victims.begin(), victims.end());
+  return victims;
+}
+
+// The queue is in reverse order of eviction. Slots that are not in it had later
+// clocks when it was made, and have them still. A slot whose clock is another
+// by now was wanted again, or has another key.
+std::vector<int32_t> TakeVictims(const TableView& table, uint32_t now,
+                                 int64_t count,
+                                 std::vector<TierVictim>* queue) {
+  // One look finds as many as this share of all slots.
+  constexpr int64_t kShare = 16;
+  std::vector<int32_t> victims;
+  bool looked = false;
+  while (static_cast<int64_t>(victims.size()) < count) {
+    if (!queue->empty()) {
+      const TierVictim victim = queue->back();
+      queue->pop_back();
+      if (table.clock[victim.slot] == victim.clock) {
+        victims.push_back(victim.slot);
+      }
+      continue;
     }
-  }
-  const int64_t rest =
-      std::min(count - older, static_cast<int64_t>(candidates.size()));
-  std::nth_element(
-      candidates.begin(), candidates.begin() + rest, candidates.end(),
-      [](const Candidate& a, const Candidate& b) { return a.Before(b); });
-  for (int64_t i = 0; i < rest; ++i) {
-    victims.push_back(candidates[static_cast<size_t>(i)].slot);
+    if (looked) break;
+    looked = true;
+    std::vector<Candidate> found = FindVictims(
+        table, now, std::max(count, table.capacity / kShare), Victims::kAny);
+    std::sort(
+        found.begin(), found.end(),
+        [](const Candidate& a, const Candidate& b) { return b.Before(a); });
+    for (const Candidate& victim : found) {
+      queue->push_back({victim.slot, now - victim.age});
+    }
+    victims.clear();  // those that are not evicted yet were found again
   }
   std::sort(victims.begin(), victims.end());
   return victims;

@@ -38,6 +38,12 @@ enum class Victims {
 std::vector<int32_t> ChooseVictims(const TableView& table, uint32_t now,
                                    int64_t count, Victims which);
 
+// The same as ChooseVictims with kAny, which looks at every slot, for a table
+// as it goes from batch to batch: `queue` keeps what the last look found beyond
+// what it was for. It begins empty; clear it when victims were not evicted.
+std::vector<int32_t> TakeVictims(const TableView& table, uint32_t now,
+                                 int64_t count, std::vector<TierVictim>* queue);
+
 // The key of a slot in use.
 inline Key SlotKey(const TableView& table, int32_t slot) {
   return EntryKey(table.index, table.residency[slot].entry);

@@ -20,11 +20,13 @@ RowMover::RowMover(std::shared_ptr<Store> store, int64_t most_rows)
       row_bytes_(store_->options().row_bytes),
       most_rows_(most_rows),
       process_(getpid()),
-      thread_([this] { Run(); }) {}
+      writer_([this] { WriteAll(); }),
+      reader_([this] { ReadAll(); }) {}
 
 RowMover::~RowMover() {
   if (Forked()) {
-    thread_.detach();  // it is the parent's
+    writer_.detach();  // they are the parent's
+    reader_.detach();
     return;
   }
   {
@@ -32,7 +34,8 @@ RowMover::~RowMover() {
     stop_ = true;
   }
   changed_.NotifyAll();
-  thread_.join();
+  writer_.join();
+  reader_.join();
 }
 
 bool RowMover::Forked() const { return getpid() != process_; }
@@ -44,14 +47,23 @@ Status RowMover::ForkedStatus() const {
               std::to_string(getpid())};
 }
 
-// ---- The mover's thread.
+// ---- The mover's threads.
 
-void RowMover::Run() {
+void RowMover::WriteAll() {
   const MutexLock lock(mutex_);
   while (!stop_) {
     if (!writes_.empty() && !broken_) {
       WriteFront();
-    } else if (!reads_.empty()) {
+    } else {
+      changed_.Wait(mutex_);
+    }
+  }
+}
+
+void RowMover::ReadAll() {
+  const MutexLock lock(mutex_);
+  while (!stop_) {
+    if (!reads_.empty()) {
       ReadFront();
     } else {
       changed_.Wait(mutex_);

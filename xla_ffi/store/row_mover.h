@@ -1,4 +1,5 @@
-// Moves rows between a device tier and its Store, on a thread of its own.
+// Moves rows between a device tier and its Store, on threads of its own: one
+// writes, one reads.
 //
 // Rows that are evicted are handed over and written in the order in which they
 // came; until they are written, this is where they are read. Rows that a later
@@ -6,7 +7,8 @@
 //   in the device tier, else the newest that waits to be written, else the
 //   Store's. A row that was read ahead is a copy of that one, and gone as soon
 //   as the device tier takes the key.
-// So writes may overtake reads ahead, and never have to be waited for.
+// So writes and reads ahead need not wait for each other, nor anybody for a
+// write.
 #pragma once
 
 #include <sys/types.h>
@@ -30,7 +32,7 @@ struct TakeReport {
   bool waited = false;     // for the Store
 };
 
-// Calls come from one thread at a time; only the mover's own runs beside them.
+// Calls come from one thread at a time; only the mover's own run beside them.
 class RowMover {
  public:
   // At most `most_rows` rows wait to be written, and as many are read ahead.
@@ -88,7 +90,7 @@ class RowMover {
     const std::vector<Key> keys;
     const int64_t to_read;
     const KeyIndex index;
-    // The mover's thread fills these; they may be read when it is done.
+    // The mover's reader fills these; they may be read when it is done.
     AlignedBuffer rows;
     std::vector<uint8_t> found;
     bool done = false;  // under mutex_
@@ -107,7 +109,8 @@ class RowMover {
 
   bool Forked() const;
   Status ForkedStatus() const;
-  void Run();
+  void WriteAll();
+  void ReadAll();
   void WriteFront() ONEEMB_REQUIRES(mutex_);
   void ReadFront() ONEEMB_REQUIRES(mutex_);
   WriteBatches Writes();
@@ -141,7 +144,9 @@ class RowMover {
   Status untold_ ONEEMB_GUARDED_BY(mutex_);
   std::deque<std::shared_ptr<ReadBatch>> reads_ ONEEMB_GUARDED_BY(mutex_);
   bool stop_ ONEEMB_GUARDED_BY(mutex_) = false;
-  std::thread thread_;  // last: it uses the rest
+  // Last: they use the rest.
+  std::thread writer_;
+  std::thread reader_;
 };
 
 }  // namespace oneemb

@@ -6,7 +6,9 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "core/residency.h"
 #include "store/history.h"
 #include "store/mutex.h"
 #include "store/row_mover.h"
@@ -54,6 +56,8 @@ class TableStore {
   // mover.
   Mutex& operations() { return operations_; }
   RowMover& mover() { return mover_; }
+  // What the last look for victims found beyond what it was for (cpu/tier.h).
+  std::vector<TierVictim>& victims() { return victims_; }
 
   uint32_t generation() const;
   Standing Judge(TableStamp stamp, Operation operation, uint64_t digest,
@@ -72,6 +76,7 @@ class TableStore {
   TierFigures figures_;
   Mutex operations_;
   RowMover mover_;
+  std::vector<TierVictim> victims_;
   mutable Mutex mutex_;
   History history_ ONEEMB_GUARDED_BY(mutex_);
   Status error_ ONEEMB_GUARDED_BY(mutex_);

@@ -98,8 +98,13 @@ class Staging {
     const int64_t unused = view_.capacity - used;
     const int64_t wanted = static_cast<int64_t>(admitted_.size());
     const uint32_t now = static_cast<uint32_t>(now_);
-    victims_ = ChooseVictims(view_, now, wanted - unused, Victims::kAny);
+    // An older table has other clocks than those that the queue is for.
+    std::vector<TierVictim>& queue = table_.store->victims();
+    victims_ = recomputed_
+                   ? ChooseVictims(view_, now, wanted - unused, Victims::kAny)
+                   : TakeVictims(view_, now, wanted - unused, &queue);
     if (!WriteBack()) {
+      queue.clear();
       victims_ = ChooseVictims(view_, now, wanted - unused, Victims::kClean);
     }
     const int64_t room = unused + static_cast<int64_t>(victims_.size());

@@ -1,0 +1,218 @@
+"""Measures steps of a table in device memory, below a cache in host memory, on SSD.
+
+    python benchmarks/tiers.py                  # 10^7 rows; some minutes, 3 GB of disk
+    python benchmarks/tiers.py --rows 1000000   # a tenth of it
+
+Zipf ids, and a cache of a tenth of the rows. For each store with and without
+prefetch: the step's time, what the cache had, and the time that the disk alone
+would take for the rows that it lacked, by fio's rates in the same folder, where fio
+is installed.
+"""
+
+import argparse
+import functools
+import json
+import pathlib
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from typing import Any
+
+import cells
+import jax
+import jax.numpy as jnp
+import machine
+import numpy as np
+
+import oneemb_jax as oe
+from oneemb_jax.cache import budget_for
+from oneemb_jax.host import write_raw_rows
+
+FEATURES = 32
+#: Bytes of the store for each row besides the row (docs/formats/segment.md).
+ROW_HEADER = 24
+
+
+def make_embedding(options: argparse.Namespace, kind: str, folder: str) -> Any:
+    """An embedding whose rows are in ``kind``."""
+    if kind == "device_mem":
+        store: Any = oe.make_device_mem_store_options(capacity=options.rows)
+    else:
+        with make_embedding(options, "device_mem", folder) as plain:
+            slots = int(options.rows * options.cache)
+            budget = budget_for(plain.spec, slots)
+        make = {
+            "cached_host_mem": oe.make_cached_host_mem_store_options,
+            "cached_ssd": oe.make_cached_ssd_store_options,
+        }[kind]
+        store = make(budget, folder)
+    return oe.MultiTableEmbedding(
+        f"tiers_{kind}",
+        options.dim,
+        "float32",
+        "int64",
+        store_options=store,
+        optimizer=oe.adagrad(0.05),
+    )
+
+
+def fill(table: oe.Table, rows: int) -> oe.Table:
+    """Gives every id below ``rows`` a row."""
+    chunk = min(2**16, 2 ** (table.capacity.bit_length() - 1))
+    values = np.zeros((chunk, table.spec.row_words), np.uint32)
+    for first in range(0, rows, chunk):
+        ids = np.arange(first, min(first + chunk, rows))
+        words = ids.view(np.uint32).reshape(-1, 2)
+        tables = np.zeros(len(ids), np.int32)
+        table = write_raw_rows(table, words, tables, values[: len(ids)])
+    return oe.flush(table)
+
+
+def make_step(options: argparse.Namespace) -> Any:
+    """A step with two dense layers, so that there is work to overlap with."""
+
+    def loss_of(weights: Any, acts: jax.Array) -> jax.Array:
+        inputs = acts.reshape(-1, FEATURES * options.dim)
+        hidden = jnp.tanh(inputs @ weights[0])
+        return jnp.mean((hidden @ weights[1]) ** 2)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1), static_argnums=4)
+    def step(
+        table: oe.Table, weights: Any, ids: jax.Array, later: jax.Array, ahead: bool
+    ) -> Any:
+        table = oe.stage(table, ids)
+        if ahead:
+            table = oe.prefetch(table, later)
+        acts, ctx = oe.lookup(table, ids)
+        loss, grads = jax.value_and_grad(loss_of, (0, 1))(weights, acts)
+        weights = [w - 0.01 * g for w, g in zip(weights, grads[0], strict=True)]
+        return oe.update(table, ctx, grads[1]), weights, loss
+
+    return step
+
+
+def draw_batches(options: argparse.Namespace, seed: int) -> list[np.ndarray]:
+    """Zipf ids of all batches of a run, packed."""
+    random = np.random.default_rng(seed)
+    count = options.warmup + options.steps + options.depth
+    return [
+        oe.pack_ids(cells.draw_ids(options.rows, options.ids, "zipf", random))
+        for _ in range(count)
+    ]
+
+
+def measure(
+    options: argparse.Namespace, table: oe.Table, batches: list[Any], ahead: bool
+) -> tuple[oe.Table, dict[str, Any]]:
+    """Times steps one by one, each waited for."""
+    step = make_step(options)
+    keys = jax.random.split(jax.random.key(0))
+    width = FEATURES * options.dim
+    weights = [
+        jax.random.normal(keys[0], (width, options.hidden)) * width**-0.5,
+        jax.random.normal(keys[1], (options.hidden, 1)),
+    ]
+    times = []
+    for t in range(options.warmup + options.steps):
+        if t == options.warmup:
+            table = oe.reset_counters(table)
+        start = time.perf_counter()
+        later = batches[t + options.depth]
+        table, weights, loss = step(table, weights, batches[t], later, ahead)
+        loss.block_until_ready()
+        if t >= options.warmup:
+            times.append(time.perf_counter() - start)
+    oe.check(table)
+    stats = oe.stats(table)
+    result = {"ms": 1e3 * statistics.median(times), "prefetch": ahead}
+    names = ("cache_hit_rate", "cache_misses", "write_backs", "prefetched", "stalls")
+    for name in names if table.spec.is_cached else ():
+        result[name] = stats[name] / (1 if name.endswith("rate") else options.steps)
+    return table, result
+
+
+def fio(folder: str, *words: str) -> dict[str, Any]:
+    """What fio says of one job on a file of 1 GiB in ``folder``."""
+    command = ["fio", "--name=tiers", f"--directory={folder}", "--size=1g"]
+    command += ["--direct=1", "--ioengine=libaio", "--runtime=5", "--time_based"]
+    done = subprocess.run(
+        [*command, "--output-format=json", *words],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)["jobs"][0]
+
+
+def disk_rates(folder: str) -> dict[str, float] | None:
+    """Random reads of 4 KiB a second, bytes written a second; None without fio."""
+    if shutil.which("fio") is None:
+        return None
+    write = fio(folder, "--rw=write", "--bs=1m", "--iodepth=8")
+    read = fio(folder, "--rw=randread", "--bs=4k", "--iodepth=128")
+    return {"iops": read["read"]["iops"], "write": write["write"]["bw_bytes"]}
+
+
+def disk_ms(result: dict[str, Any], rates: dict[str, float], row_bytes: int) -> float:
+    """The time of a step that the disk's rates allow."""
+    written = result["write_backs"] * (row_bytes + ROW_HEADER)
+    return 1e3 * (result["cache_misses"] / rates["iops"] + written / rates["write"])
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measures all stores; prints as it goes."""
+    answer: dict[str, Any] = {"machine": machine.card(), "stores": {}}
+    for kind in options.stores:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            rates = disk_rates(folder) if kind == "cached_ssd" else None
+            with make_embedding(options, kind, folder) as emb:
+                table = fill(emb.init(), options.rows)
+                row_bytes = 4 * emb.spec.row_words
+                results = []
+                for ahead in (False, True)[: 1 if kind == "device_mem" else 2]:
+                    # Others than before: those are in the cache.
+                    batches = draw_batches(options, seed=int(ahead))
+                    table, result = measure(options, table, batches, ahead)
+                    if rates is not None:
+                        result["disk_ms"] = disk_ms(result, rates, row_bytes)
+                    results.append(result)
+                    print(kind, json.dumps(result), flush=True)
+                answer["stores"][kind] = {"results": results, "disk": rates}
+    return answer
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = made.add_argument
+    add("--rows", type=int, default=10_000_000, help="of the table (%(default)s)")
+    add("--cache", type=float, default=0.1, help="share in the cache (%(default)s)")
+    add("--ids", type=int, default=16_384, help="of a batch (%(default)s)")
+    add("--dim", type=int, default=32, help="of an embedding (%(default)s)")
+    add("--hidden", type=int, default=1024, help="width of the layer (%(default)s)")
+    add("--warmup", type=int, default=500, help="steps (%(default)s)")
+    add("--steps", type=int, default=150, help="measured (%(default)s)")
+    add("--depth", type=int, default=1, help="steps read ahead (%(default)s)")
+    stores = ("device_mem", "cached_host_mem", "cached_ssd")
+    add("--stores", nargs="+", default=stores, choices=stores)
+    add("--folder", help="where the store's files are; by default /tmp or like it")
+    add("--json", type=pathlib.Path, default="out/benchmark-tiers.json")
+    return made
+
+
+def main() -> None:
+    """Measures, and writes the JSON."""
+    options = parser().parse_args()
+    machine.keep_freed_memory()
+    answer = run(options)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(answer, indent=2) + "\n")
+    print(f"numbers: {options.json}")
+
+
+if __name__ == "__main__":
+    main()
