@@ -43,7 +43,9 @@ struct SsdTierOptions {
   // read_depth reads in flight and 136 KiB of memory for each of these.
   int readers = 4;
   int64_t write_bytes = int64_t{1} << 20;
-  int write_depth = 8;
+  // Enough to keep a disk busy. Buffers of 16 MiB were a quarter slower than of
+  // 4: they do not stay in the processor's cache until the disk takes them.
+  int write_depth = 4;
   // A bound on index, bitmaps and buffers together; 0: none. The buffers of all
   // readers and of both writers are set aside from it at Open, used or not.
   // What a call needs for its own batch (some 60 bytes a key) comes on top, and
