@@ -3,9 +3,10 @@
 python benchmarks/gpu.py [--quick] [--systems NAME ...] [--seconds N]
 
 Times are of the device: a program runs one phase several times in a row, with
-the second-level cache flushed before each, and the same program with nothing
-but the flushes is subtracted. Ids differ from turn to turn. Each number is the
-median of several runs.
+the second-level cache flushed before each, and what the same program takes with
+nothing but the flushes is subtracted. Ids differ from turn to turn, and ids that
+are new from run to run too. Each number is the median of several runs after a
+first one.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import numpy as np
 import oneemb_jax as oe
 
 TURNS = 6
+INSERT_RUNS = 2  # a first one aside
 FLUSH_WORDS = 40 * 1024 * 1024  # 160 MiB: three times the cache of an H200
 LEARNING_RATE = 0.05
 OPTIMIZERS = {
@@ -43,7 +45,8 @@ class Cell:
         ids: Ids a batch.
         dim: Width of the embedding.
         dist: ``zipf`` (exponent 1.05), ``uniform``, or ``unique``: no id twice.
-        hit_rate: Part of the ids that the table knows.
+        hit_rate: Part of the ids that the table knows. Below 1 there is room for
+            twice the rows, which the turns nearly fill.
     """
 
     rows: int
@@ -51,6 +54,15 @@ class Cell:
     dim: int
     dist: str
     hit_rate: float = 1.0
+
+    @property
+    def inserts(self) -> bool:
+        """Whether ids are new, and so another set is wanted in every run."""
+        return self.hit_rate < 1
+
+    def runs(self, usual: int) -> int:
+        """Runs that are measured."""
+        return INSERT_RUNS if self.inserts else usual
 
 
 def draw(cell: Cell, turn: int) -> np.ndarray:
@@ -70,8 +82,14 @@ def draw(cell: Cell, turn: int) -> np.ndarray:
 
 @functools.cache
 def batches_of(cell: Cell) -> list[np.ndarray]:
-    """The batches of all turns."""
-    return [draw(cell, turn) for turn in range(TURNS)]
+    """The batches of all turns, and where ids are new of all runs."""
+    runs = 1 + INSERT_RUNS if cell.inserts else 1
+    return [draw(cell, turn) for turn in range(runs * TURNS)]
+
+
+def in_sets(batches: list[jax.Array]) -> list[tuple[jax.Array, ...]]:
+    """Batches by run, TURNS each."""
+    return [tuple(batches[k : k + TURNS]) for k in range(0, len(batches), TURNS)]
 
 
 def id_of(row: np.ndarray) -> np.ndarray:
@@ -86,7 +104,7 @@ def peek(state: Any) -> jax.Array:
     return jax.tree.leaves(state)[0].reshape(-1)[0].astype(jnp.float32)
 
 
-def chained(phase: Callable[..., Any]) -> Callable[..., Any]:
+def chained(phase: Callable[..., Any]) -> jax.stages.Wrapped:
     """A program of TURNS turns of `phase(state, ids, grads) -> state, result`.
 
     A flush waits for the turn before it, and a turn for its flush. The state
@@ -108,34 +126,39 @@ def chained(phase: Callable[..., Any]) -> Callable[..., Any]:
     return program
 
 
-def device_ms(
-    phase: Callable[..., Any], state: Any, ids: Any, grads: Any, runs: int
-) -> tuple[float, Any]:
-    """Milliseconds of one turn of `phase`, flushes included; and the last state.
+def compiled(phase: Callable[..., Any], words: Any, *operands: Any) -> Any:
+    """The program of `phase`, compiled."""
+    return chained(phase).lower(words, *operands).compile()
 
-    With `runs` 1 it is the very first run, for what cannot be done twice.
+
+def device_ms(
+    phase: Callable[..., Any], state: Any, sets: list[Any], grads: Any, runs: int
+) -> tuple[float, Any]:
+    """Milliseconds of one turn of `phase`; and the last state.
+
+    A program that only flushes runs in between: what it takes is subtracted.
     """
     words = jnp.zeros((FLUSH_WORDS,), jnp.uint32)
-    program = chained(phase).lower(words, state, ids, grads).compile()
-    times = []
-    for _ in range(runs + 2 if runs > 1 else 1):
-        jax.block_until_ready((words, state))
+    program = compiled(phase, words, state, sets[0], grads)
+    idle_operands = (jnp.zeros(1), (jnp.zeros(1),) * TURNS, jnp.ones(1))
+    idle = compiled(lambda state, ids, grads: (state, grads), words, *idle_operands)
+    idle_state = idle_operands[0]
+    times, idle_times = [], []
+    for run in range(1 + runs):
+        for _ in range(3):
+            start = time.perf_counter()
+            words, idle_state, done = idle(words, idle_state, *idle_operands[1:])
+            jax.block_until_ready((words, idle_state, done))
+            idle_times.append(time.perf_counter() - start)
         start = time.perf_counter()
-        words, state, done = program(words, state, ids, grads)
+        words, state, done = program(words, state, sets[run % len(sets)], grads)
         jax.block_until_ready((words, state, done))
         times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times[-runs:]) / TURNS, state
+    seconds = statistics.median(times[1:]) - statistics.median(idle_times[3:])
+    return 1e3 * seconds / TURNS, state
 
 
-@functools.cache
-def flush_ms(runs: int) -> float:
-    """Milliseconds of a turn that does nothing."""
-    nothing = lambda state, ids, grads: (state, grads)  # noqa: E731
-    ids = jnp.zeros((TURNS, 1))
-    return device_ms(nothing, jnp.zeros(1), ids, jnp.ones(1), runs)[0]
-
-
-# What is compared: each makes (state, ids[TURNS], {phase: function}).
+# What is compared: each makes (state, [ids[TURNS], ...], {phase: function}).
 
 
 def ours(cell: Cell, optimizer: str, batches: list[np.ndarray]) -> Any:
@@ -145,7 +168,7 @@ def ours(cell: Cell, optimizer: str, batches: list[np.ndarray]) -> Any:
         tables=[oe.make_table_options(oe.make_uniform_initializer(-0.01, 0.01))],
         optimizer=OPTIMIZERS[optimizer],
         store_options=oe.make_device_mem_store_options(
-            capacity=cell.rows + 16 * cell.ids * (cell.hit_rate < 1)
+            capacity=cell.rows * (2 if cell.inserts else 1)
         ),
     ) as emb:  # fmt: skip
         table = emb.init()
@@ -155,7 +178,8 @@ def ours(cell: Cell, optimizer: str, batches: list[np.ndarray]) -> Any:
         acts, ctx = oe.lookup(table, ids)
         return oe.update(table, ctx, jnp.zeros_like(acts))
 
-    table = fill(table, oe.pack_ids(id_of(np.arange(cell.rows))))
+    for part in np.array_split(np.arange(cell.rows), -(-cell.rows // 2**20)):
+        table = fill(table, oe.pack_ids(id_of(part)))
 
     def lookup(table: Any, ids: Any, grads: Any) -> Any:
         return table, oe.lookup(table, ids)[0]
@@ -164,8 +188,8 @@ def ours(cell: Cell, optimizer: str, batches: list[np.ndarray]) -> Any:
         acts, ctx = oe.lookup(table, ids)
         return oe.update(table, ctx, grads), acts
 
-    ids = jnp.stack([jnp.asarray(oe.pack_ids(id_of(batch))) for batch in batches])
-    return table, ids, {"lookup": lookup, "step": step}
+    ids = [jnp.asarray(oe.pack_ids(id_of(batch))) for batch in batches]
+    return table, in_sets(ids), {"lookup": lookup, "step": step}
 
 
 def jax_rows(cell: Cell, optimizer: str, batches: list[np.ndarray]) -> Any:
@@ -201,28 +225,38 @@ def jax_rows(cell: Cell, optimizer: str, batches: list[np.ndarray]) -> Any:
         ]
         return state, acts
 
-    ids = jnp.stack([jnp.asarray(batch.astype(np.int32)) for batch in batches])
+    ids = [jnp.asarray(batch.astype(np.int32)) for batch in batches]
     step = scatter_add if optimizer == "sgd" else unique
-    return state, ids, {"lookup": lookup, "step": step}
+    return state, in_sets(ids), {"lookup": lookup, "step": step}
 
 
-def copied(cell: Cell, optimizer: str, batches: list[np.ndarray]) -> Any:
-    """Copies as many bytes as each phase has to move at least."""
-    distinct = statistics.mean(len(np.unique(batch)) for batch in batches)
-    row = 4 * cell.dim * (1 + STATE_FIELDS[optimizer])
+@functools.cache
+def copy_bytes_per_ms() -> float:
+    """Bytes read and written in a millisecond by a copy of 2 GiB."""
+    words = jnp.zeros((2**29,), jnp.uint32)
+    copy = jax.jit(lambda words: words + jnp.uint32(1))
+    times = []
+    for _ in range(10):
+        jax.block_until_ready(words)
+        start = time.perf_counter()
+        for _ in range(5):
+            words = copy(words)
+        jax.block_until_ready(words)
+        times.append((time.perf_counter() - start) / 5)
+    return 2 * words.nbytes / (1e3 * statistics.median(times))
+
+
+def copy_ms(cell: Cell, optimizer: str, runs: int) -> dict[str, float]:
+    """A copy that moves the bytes which each phase has to move at least."""
+    distinct = statistics.mean(len(np.unique(batch)) for batch in batches_of(cell))
+    rows = 4 * cell.dim * distinct
     out = 4 * cell.dim * cell.ids
-    read = {"lookup": 4 * cell.dim * distinct + out}
-    read["step"] = read["lookup"] + out + 2 * row * distinct
-    words = {phase: int(size) // 8 for phase, size in read.items()}
-    state = jnp.zeros((max(words.values()),), jnp.uint32)
-
-    def copy(phase: str) -> Any:
-        def run(state: Any, ids: Any, grads: Any) -> Any:
-            return state, jax.lax.slice(state, (0,), (words[phase],)) ^ ids
-
-        return run
-
-    return state, jnp.arange(TURNS, dtype=jnp.uint32), {p: copy(p) for p in words}
+    lookup = cell.hit_rate * rows + out
+    step = lookup + out + (1 + cell.hit_rate) * (1 + STATE_FIELDS[optimizer]) * rows
+    return {
+        "lookup": lookup / copy_bytes_per_ms(),
+        "step": step / copy_bytes_per_ms(),
+    }
 
 
 def torch_ms(cell: Cell, optimizer: str, runs: int) -> dict[str, float]:
@@ -263,25 +297,23 @@ def jax_ms(make: Any, cell: Cell, optimizer: str, runs: int) -> dict[str, float]
     grads = jnp.asarray(
         np.random.default_rng(0).standard_normal((cell.ids, cell.dim), np.float32)
     )
-    state, ids, phases = make(cell, optimizer, batches_of(cell))
+    state, sets, phases = make(cell, optimizer, batches_of(cell))
     found = {}
     for phase, function in phases.items():
-        # Ids that are new can be inserted once.
-        once = cell.dist == "unique" and phase == "step" and make is ours
-        ms, state = device_ms(function, state, ids, grads, 1 if once else runs)
-        found[phase] = ms - flush_ms(runs)
+        ms, state = device_ms(function, state, sets, grads, cell.runs(runs))
+        found[phase] = ms
     return found
 
 
 SYSTEMS: dict[str, Callable[[Cell, str, int], dict[str, float]]] = {
     "oneemb_jax": functools.partial(jax_ms, ours),
-    "copy": functools.partial(jax_ms, copied),
+    "copy": copy_ms,
     "JAX": functools.partial(jax_ms, jax_rows),
     "torch": torch_ms,
 }
 
 
-def grid(quick: bool) -> list[tuple[Cell, str]]:
+def grid() -> list[tuple[Cell, str]]:
     """A million ids and 64 k, wide and narrow rows, finds and inserts."""
     rows, million = 1_700_000, 2**20
     zipf, uniform = (Cell(rows, million, 128, dist) for dist in ("zipf", "uniform"))
@@ -289,8 +321,8 @@ def grid(quick: bool) -> list[tuple[Cell, str]]:
     cells += [(Cell(rows, 2**16, 128, "zipf"), name) for name in OPTIMIZERS]
     cells += [(uniform, "sgd"), (uniform, "adam")]
     cells += [(Cell(rows, million, 16, "zipf"), name) for name in ("sgd", "adam")]
-    cells += [(Cell(rows, million, 64, "unique", 0.6), "sgd")]
-    return cells if quick else [*cells, (uniform, "adagrad")]
+    cells += [(uniform, "adagrad")]
+    return [*cells, (Cell(8 * million, million, 64, "unique", 0.6), "sgd")]
 
 
 def line_of(cell: Cell, optimizer: str, system: str, ms: dict[str, float]) -> str:
@@ -309,7 +341,7 @@ HEADER = """| ids | n | n_unique | hit rate | dim | optimizer | system | lookup 
 def main() -> None:
     """Measures system after system and prints one line a cell."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer cells and runs")
+    parser.add_argument("--quick", action="store_true", help="fewer runs")
     parser.add_argument(
         "--systems", nargs="+", choices=SYSTEMS, default=["oneemb_jax", "JAX", "copy"]
     )
@@ -323,13 +355,13 @@ def main() -> None:
     print(HEADER, flush=True)
     begin = time.monotonic()
     for system in options.systems:
-        for cell, optimizer in grid(options.quick):
-            if cell.dist == "unique" and system in ("JAX", "torch"):
+        for cell, optimizer in grid():
+            if cell.inserts and system in ("JAX", "torch"):
                 continue  # arrays have no rows that are missing
             if time.monotonic() - begin > options.seconds:
                 print(f"no time left for {system}")
                 break
-            ms = SYSTEMS[system](cell, optimizer, 5 if options.quick else 11)
+            ms = SYSTEMS[system](cell, optimizer, 11 if options.quick else 31)
             print(line_of(cell, optimizer, system, ms), flush=True)
 
 

@@ -52,8 +52,8 @@ function(oneemb_module name)
   nanobind_add_module(${name} ${stable_abi} NB_STATIC NOMINSIZE NOSTRIP
     NB_DOMAIN ${name}
     NB_SUPPRESS_WARNINGS
-    ${ONEEMB_KERNEL_SOURCES} ${ONEEMB_STORE_SOURCES} ${ONEEMB_FFI_SOURCES}
-    ${ONEEMB_MODULE_SOURCES})
+    ${ONEEMB_KERNEL_SOURCES} ${ONEEMB_STORE_SOURCES} ${ONEEMB_TIER_SOURCES}
+    ${ONEEMB_FFI_SOURCES} ${ONEEMB_MODULE_SOURCES})
   target_compile_definitions(${name} PRIVATE ONEEMB_MODULE_NAME=${name})
   target_compile_options(${name} PRIVATE ${ARGN})
   target_include_directories(${name} SYSTEM PRIVATE

@@ -120,8 +120,12 @@ __device__ inline void CompeteForEntry(const IndexView& index, uint64_t hash,
   int64_t b = HomeBucket(hash, index.num_buckets);
   for (int64_t probe = 0; probe < index.num_buckets; ++probe) {
     Bucket* const bucket = index.buckets + b;
-    for (int e = 0; e < kBucketEntries; ++e) {
-      if (bucket->tags[e] != 0) continue;
+    const uint32_t tags = *reinterpret_cast<const uint32_t*>(bucket->tags);
+    // The lowest bit of each byte that is 0: all lanes try an entry at once,
+    // whichever it is.
+    uint32_t free = __vcmpeq4(tags, 0) & 0x01010101U;
+    for (; free != 0; free &= free - 1) {
+      const int e = LowestBit(free) / 8;
       const uint32_t seen = atomicMax(ClaimWord(bucket, e), claim);
       if (seen == 0) return;
       if (seen < claim) claim = seen;
@@ -131,20 +135,25 @@ __device__ inline void CompeteForEntry(const IndexView& index, uint64_t hash,
   }
 }
 
-// Second step, after every key has competed: writes the entry.
+// Second step, after every key has competed: writes the entry. Others may be
+// writing theirs beside it; only the entry's own key changes its claim.
 __device__ inline void FinishEntry(const IndexView& index, Key key,
                                    uint64_t hash, int32_t slot) {
   const uint32_t claim = ClaimOf(slot);
   int64_t b = HomeBucket(hash, index.num_buckets);
   for (int64_t probe = 0; probe < index.num_buckets; ++probe) {
     Bucket* const bucket = index.buckets + b;
-    for (int e = 0; e < kBucketEntries; ++e) {
-      volatile uint32_t* const word = ClaimWord(bucket, e);
-      if (*word != claim) continue;
+    const uint4 claims = __ldcg(reinterpret_cast<const uint4*>(bucket->slots));
+    const int e = claims.x == claim   ? 0
+                  : claims.y == claim ? 1
+                  : claims.z == claim ? 2
+                  : claims.w == claim ? 3
+                                      : -1;
+    if (e >= 0) {
       bucket->ids[e] = key.id;
       bucket->tables[e] = key.table;
       bucket->tags[e] = HashTag(hash);
-      *word = static_cast<uint32_t>(slot);
+      bucket->slots[e] = slot;
       return;
     }
     if (++b == index.num_buckets) b = 0;

@@ -16,8 +16,8 @@ struct LookupOutput {
   uint64_t* seen_version;  // of the layout
 };
 
-// Bytes of workspace of both.
-int64_t LookupSpace(const TableRules& rules);
+// Bytes of workspace of both, for `n` ids.
+int64_t LookupSpace(const TableRules& rules, int64_t n);
 
 // As oneemb::Lookup on the CPU: one kernel finds the slots, one writes what has
 // no row, and one copies rows with as many threads as they have words for. In

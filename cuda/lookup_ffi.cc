@@ -37,7 +37,8 @@ ffi::Error LookupHandler(cudaStream_t stream, ffi::AnyBuffer index,
   ONEEMB_RETURN_IF_ERROR(CheckBuffer("slots", *slots, ffi::S32, {view.size}));
   ONEEMB_RETURN_IF_ERROR(
       CheckBuffer("counts", *counts, ffi::U32, {kNumLookupCounts}));
-  ONEEMB_RETURN_IF_ERROR(CheckWorkspace(*workspace, LookupSpace(holder.rules)));
+  ONEEMB_RETURN_IF_ERROR(
+      CheckWorkspace(*workspace, LookupSpace(holder.rules, view.size)));
   table.layout_version = static_cast<uint64_t*>(layout_version.untyped_data());
   out.activations = activations->untyped_data();
   out.slots = static_cast<int32_t*>(slots->untyped_data());
@@ -64,7 +65,8 @@ ffi::Error ReadRowsHandler(cudaStream_t stream, ffi::AnyBuffer index,
   ONEEMB_RETURN_IF_ERROR(
       CheckBuffer("out", *out, ffi::U32, {view.size, table.row_words}));
   ONEEMB_RETURN_IF_ERROR(CheckBuffer("slots", *slots, ffi::S32, {view.size}));
-  ONEEMB_RETURN_IF_ERROR(CheckWorkspace(*workspace, LookupSpace(holder.rules)));
+  ONEEMB_RETURN_IF_ERROR(
+      CheckWorkspace(*workspace, LookupSpace(holder.rules, view.size)));
   return ToFfi("read_rows",
                ReadRows(stream, table, holder.rules, view,
                         static_cast<uint32_t*>(out->untyped_data()),

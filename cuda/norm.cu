@@ -143,7 +143,7 @@ cudaError_t GlobalNorm(cudaStream_t stream, const TableRules& rules,
   reduce.n = n;
   reduce.sentinel = space.place.sort.sentinel;
   reduce.shape = ShapeRows(rules.embedding_dim, RowWidth(rules.embedding_dim));
-  reduce.warps_per_window = WarpsPerWindow(n);
+  ShareWindows(&reduce);
   reduce.active = &space.place.state->active;
   ONEEMB_RETURN_IF_CUDA_ERROR(
       Sort(stream, space.place.sort,

@@ -1,22 +1,28 @@
 #include "core/counters.h"
 #include "core/optimizer_math.h"
+#include "cuda/chain.cuh"
 #include "cuda/checksum.cuh"
 #include "cuda/index.cuh"
-#include "cuda/new_row.cuh"
+#include "cuda/insert.cuh"
 #include "cuda/place.h"
 #include "cuda/warp.cuh"
 
 namespace oneemb::gpu {
 namespace {
 
-constexpr int kPlaceItems = 2;  // positions a thread
-constexpr int64_t kPlaceTile = kPlaceItems * kBlockThreads;
 constexpr int kNumberItems = 4;  // positions a thread
+constexpr int kAssignItems = 2;
+constexpr int64_t kAssignTile = kAssignItems * kBlockThreads;
+static_assert(kAssignTile <= SortPlan::kMinTile,
+              "counts are those of one tile");
+// Most calls have nothing to assign: few blocks that find that out.
+constexpr unsigned kMaxAssignBlocks = 1024;
 constexpr int64_t kNumberTile = kNumberItems * kBlockThreads;
 static_assert(kBlockThreads == 1 << SortPlan::kMaxDigitBits,
               "a thread looks after one digit");
 
-// A position that has claimed cell c has the code kFirstClaim - c.
+// A position that has claimed cell c has the code kFirstClaim - c; any other
+// has its sort key, which is not negative.
 constexpr int32_t kFirstClaim = -8;
 // A cell holds 0, or ~ the first position of its key so far, or, when that is
 // known, the number of its key, which is below every ~position.
@@ -112,10 +118,10 @@ __device__ bool GoesThrough(const PlaceState& state) {
   return state.active != 0 && state.checksum == 0 && state.outside == 0;
 }
 
-// The slot of a position as the lookup reported it, if it is to be trusted. Its
-// part of the checksum is added to *checksum.
-__device__ int32_t ReportedSlot(const PlaceArgs& a, bool saw_layout,
-                                int64_t position, uint32_t* checksum) {
+// The slot of a position as the lookup reported it. Its part of the checksum is
+// added to *checksum.
+__device__ int32_t ReportedSlot(const PlaceArgs& a, int64_t position,
+                                uint32_t* checksum) {
   if (position >= a.batch.size) return kSlotPadding;
   if (a.mode == PlaceMode::kWriteRows) return kSlotMissing;
   const PlacedBatch& placed = a.batch.Find(position);
@@ -123,76 +129,84 @@ __device__ int32_t ReportedSlot(const PlaceArgs& a, bool saw_layout,
   const int64_t i = position - placed.begin;
   const int32_t slot = placed.batch.slots[i];
   *checksum += ChecksumAt(ids, i, ids.Id(i), ids.Table(i), slot);
-  if (!saw_layout) return kSlotMissing;
-  const int64_t rows = static_cast<int64_t>(a.table.counters[kRows]);
-  if (slot < kSlotBadTable || slot >= rows) a.state->outside = 1;
   return slot;
 }
 
-// Not inlined: where layouts match, which is always in a plain step, nothing is
-// searched for, and the registers are better spent on more warps.
-__device__ __noinline__ int32_t SearchAgain(const IndexView& index, Key key,
-                                            bool searches,
-                                            SearchShared* shared) {
-  return ProbeIndex(index, key, searches, shared);
-}
-
-// The slot of a position, or the code of its claim, given what was reported;
-// for a whole warp.
-__device__ int32_t PlaceOne(const PlaceArgs& a, bool saw_layout,
-                            int64_t position, int32_t code,
-                            SearchShared* shared) {
+// The slot of a position that the lookup reported missing, or the code of its
+// claim; for a whole warp, of which the lanes with `missing` ask.
+__device__ int32_t PlaceMissing(const PlaceArgs& a, bool saw_layout,
+                                int64_t position, bool missing,
+                                SearchShared* shared) {
   uint64_t id = 0;
   int32_t table = 0;
-  bool missing = code == kSlotMissing;
-  if (!__any_sync(kAllLanes, missing)) return code;
+  int32_t code = kSlotMissing;
   if (missing) {
     const PlacedBatch& placed = a.batch.Find(position);
     id = placed.batch.ids.Id(position - placed.begin);
     table = placed.batch.ids.Table(position - placed.begin);
     const int32_t rejected = a.keys.Reject(id, table);
     missing = rejected == 0;
-    code = missing ? kSlotMissing : rejected;
+    if (!missing) code = rejected;
   }
   const Key key = a.keys.MakeKey(id, table);
   if (!saw_layout && a.mode != PlaceMode::kNumber) {
-    const int32_t slot = SearchAgain(a.table.index, key, missing, shared);
+    const int32_t slot = ProbeIndex(a.table.index, key, missing, shared);
     code = missing ? slot : code;
     missing = missing && slot < 0;
   }
   return missing ? Claim(a, key, table, static_cast<uint32_t>(position)) : code;
 }
 
-__global__ __launch_bounds__(kBlockThreads, 6) void PlaceKernel(
-    const __grid_constant__ PlaceArgs a) {
-  __shared__ SearchShared search[kBlockWarps];
-  __shared__ uint32_t warp_sums[kBlockWarps];
-  const bool active = IsActive(a);
-  if (blockIdx.x == 0) OpenBooks(a, active);
-  if (!active) return;
-  const bool saw_layout = SawLayout(a);
-  const int64_t begin = int64_t{blockIdx.x} * kPlaceTile + threadIdx.x;
-  const bool first = blockIdx.x == 0 && a.mode != PlaceMode::kWriteRows;
-  uint32_t checksum = first ? 0 - WrittenChecksum(a) : 0;
-  int32_t reported[kPlaceItems];
-#pragma unroll
-  for (int k = 0; k < kPlaceItems; ++k) {
-    reported[k] =
-        ReportedSlot(a, saw_layout, begin + k * kBlockThreads, &checksum);
+__device__ __forceinline__ uint32_t SortKey(const PlaceArgs& a, int32_t slot) {
+  return slot >= 0 ? static_cast<uint32_t>(slot) : a.sort.sentinel;
+}
+
+// Adds a block's counts of digits to those of its tile of the sort; for a whole
+// block, whose positions begin at `begin`.
+__device__ void AddTileCounts(const PlaceArgs& a, int64_t begin,
+                              const uint32_t* block_counts) {
+  const TileCounts counts = CountsOfPass(a.sort, 0);
+  const int64_t tile = begin >> a.sort.tile_bits;
+  const uint32_t count = block_counts[threadIdx.x];
+  if (count == 0) return;
+  atomicAdd(counts.OfTile(tile) + threadIdx.x, count);
+  atomicAdd(counts.OfGroup(tile / counts.group_tiles) + threadIdx.x, count);
+}
+
+// Writes what is known of a position; counts its digit if that is its sort key.
+__device__ void WriteCode(const PlaceArgs& a, int64_t position, int32_t code,
+                          uint32_t* block_counts) {
+  if (code <= kFirstClaim) {
+    a.state->any_missing = 1;
+    a.codes[position] = code;
+    return;
   }
-  AddBlockSum(checksum, warp_sums, &a.state->checksum);
-  int missing = 0;
+  const uint32_t key = SortKey(a, code);
+  a.codes[position] = static_cast<int32_t>(key);
+  atomicAdd(block_counts + CountsOfPass(a.sort, 0).Digit(key), 1U);
+}
+
+// Places the positions that the lookup reported missing: those of this thread
+// whose bit of `asks` is set; for a whole block. Not inlined: a step that
+// trains only rows that are there does without, and its registers are better
+// spent on more warps.
+template <int kItems>
+__device__ __noinline__ void PlaceMissingOnes(const PlaceArgs& a,
+                                              bool saw_layout, int64_t begin,
+                                              uint32_t asks,
+                                              SearchShared* shared,
+                                              uint32_t* block_counts) {
   int bad = 0;
-#pragma unroll
-  for (int k = 0; k < kPlaceItems; ++k) {
-    const int64_t position = begin + k * kBlockThreads;
-    const int32_t code = PlaceOne(a, saw_layout, position, reported[k],
-                                  &search[threadIdx.x / kWarp]);
-    missing |= code <= kFirstClaim ? 1 : 0;
+#pragma unroll 1
+  for (int k = 0; k < kItems; ++k) {
+    const int64_t position = begin + threadIdx.x + k * kBlockThreads;
+    const bool missing = (asks >> k & 1) != 0;
+    if (!__any_sync(kAllLanes, missing)) continue;
+    const int32_t code = PlaceMissing(a, saw_layout, position, missing, shared);
+    if (!missing) continue;
     bad += code == kSlotBadTable ? 1 : 0;
-    if (position < a.batch.size) a.codes[position] = code;
+    WriteCode(a, position, code, block_counts);
   }
-  if (missing != 0) a.state->any_missing = 1;
   if (a.mode != PlaceMode::kWriteRows) return;
   const uint64_t bad_in_warp = WarpSum64(static_cast<uint64_t>(bad));
   if (bad_in_warp != 0 && Lane() == 0) {
@@ -200,8 +214,54 @@ __global__ __launch_bounds__(kBlockThreads, 6) void PlaceKernel(
   }
 }
 
+template <int kItems>
+__global__ __launch_bounds__(kBlockThreads, 5) void PlaceKernel(
+    const __grid_constant__ PlaceArgs a) {
+  static_assert(kItems * kBlockThreads <= SortPlan::kMinTile,
+                "counts are those of one tile");
+  __shared__ SearchShared search[kBlockWarps];
+  __shared__ uint32_t warp_sums[kBlockWarps];
+  __shared__ uint32_t block_counts[kBlockThreads];
+  WaitForPrevious();
+  const int64_t begin = int64_t{blockIdx.x} * kItems * kBlockThreads;
+  const bool first = blockIdx.x == 0 && a.mode != PlaceMode::kWriteRows;
+  uint32_t checksum = first ? 0 - WrittenChecksum(a) : 0;
+  int32_t slots[kItems];
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) {
+    const int64_t position = begin + threadIdx.x + k * kBlockThreads;
+    slots[k] = ReportedSlot(a, position, &checksum);
+  }
+  const bool active = IsActive(a);
+  if (blockIdx.x == 0) OpenBooks(a, active);
+  if (!active) return;
+  block_counts[threadIdx.x] = 0;
+  const bool saw_layout = SawLayout(a);
+  AddBlockSum(checksum, warp_sums, &a.state->checksum);
+  const int64_t rows =
+      saw_layout ? static_cast<int64_t>(a.table.counters[kRows]) : 0;
+  uint32_t asks = 0;
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) {
+    const int64_t position = begin + threadIdx.x + k * kBlockThreads;
+    if (position >= a.batch.size) continue;
+    if (!saw_layout || slots[k] == kSlotMissing) {
+      asks |= 1U << k;
+      continue;
+    }
+    if (slots[k] < kSlotBadTable || slots[k] >= rows) a.state->outside = 1;
+    WriteCode(a, position, slots[k], block_counts);
+  }
+  if (__syncthreads_or(static_cast<int>(asks)) != 0) {
+    PlaceMissingOnes<kItems>(a, saw_layout, begin, asks,
+                             &search[threadIdx.x / kWarp], block_counts);
+    __syncthreads();
+  }
+  AddTileCounts(a, begin, block_counts);
+}
+
 // Takes the key that position `first` is the first of, as number `number`.
-// Returns what it adds to the version of the layout.
+// Returns its hash.
 __device__ uint64_t TakeNewKey(const PlaceArgs& a, uint32_t first,
                                uint32_t cell, uint32_t number) {
   const PlacedBatch& placed = a.batch.Find(first);
@@ -214,12 +274,7 @@ __device__ uint64_t TakeNewKey(const PlaceArgs& a, uint32_t first,
   }
   a.cells[cell] = number;
   a.new_keys[number] = {id, key.table, static_cast<uint16_t>(table)};
-  if (a.mode == PlaceMode::kNumber) return 0;
-  const int64_t slot = static_cast<int64_t>(a.state->rows_before) + number;
-  if (slot >= a.table.capacity) return 0;
-  const uint64_t hash = HashKey(key);
-  CompeteForEntry(a.table.index, hash, static_cast<int32_t>(slot));
-  return LayoutTerm(hash, static_cast<int32_t>(slot));
+  return HashKey(key);
 }
 
 __global__ __launch_bounds__(kBlockThreads) void NumberKernel(
@@ -227,6 +282,8 @@ __global__ __launch_bounds__(kBlockThreads) void NumberKernel(
   __shared__ uint32_t warp_sums[kBlockWarps];
   __shared__ uint32_t shared_tile;
   __shared__ uint32_t shared_before;
+  __shared__ uint64_t hashes[kNumberTile];
+  WaitForPrevious();
   if (!GoesThrough(*a.state) || a.state->any_missing == 0) return;
   // Tiles are taken in order, so that those before this one are under way.
   if (threadIdx.x == 0) shared_tile = atomicAdd(&a.state->next_tile, 1U);
@@ -239,7 +296,7 @@ __global__ __launch_bounds__(kBlockThreads) void NumberKernel(
 #pragma unroll
   for (int k = 0; k < kNumberItems; ++k) {
     const int64_t i = begin + k;
-    const int32_t code = i < a.batch.size ? a.codes[i] : kSlotPadding;
+    const int32_t code = i < a.batch.size ? a.codes[i] : 0;
     cells[k] = static_cast<uint32_t>(kFirstClaim - code);
     is_first[k] =
         code <= kFirstClaim && a.cells[cells[k]] == ~static_cast<uint32_t>(i);
@@ -255,93 +312,58 @@ __global__ __launch_bounds__(kBlockThreads) void NumberKernel(
     }
   }
   __syncthreads();
-  number += shared_before;
-  uint64_t version = 0;
 #pragma unroll
   for (int k = 0; k < kNumberItems; ++k) {
     if (!is_first[k]) continue;
-    version +=
-        TakeNewKey(a, static_cast<uint32_t>(begin + k), cells[k], number);
+    hashes[number] = TakeNewKey(a, static_cast<uint32_t>(begin + k), cells[k],
+                                shared_before + number);
     ++number;
   }
   if (a.mode == PlaceMode::kNumber) return;
-  version = WarpSum64(version);
-  if (version != 0 && threadIdx.x % kWarp == 0) {
-    AtomicAdd64(a.table.layout_version, version);
-  }
+  InsertNewKeys(a, hashes, shared_before, in_block);
 }
 
-// The new keys that get a row.
-__device__ int64_t NumInserted(const PlaceArgs& a) {
-  if (a.mode == PlaceMode::kNumber) return 0;
-  const int64_t room =
-      a.table.capacity - static_cast<int64_t>(a.state->rows_before);
-  const int64_t wanted = static_cast<int64_t>(a.state->num_new);
-  return wanted < room ? wanted : room;
-}
-
-__device__ int32_t FinalSlot(const PlaceArgs& a, int32_t code) {
-  if (code > kFirstClaim) return code;
+// The slot of a position that has claimed a cell.
+__device__ int32_t ClaimedSlot(const PlaceArgs& a, int32_t code) {
   const int64_t number = a.cells[kFirstClaim - code];
   if (a.mode == PlaceMode::kNumber) return static_cast<int32_t>(number);
   const int64_t slot = static_cast<int64_t>(a.state->rows_before) + number;
   return slot < a.table.capacity ? static_cast<int32_t>(slot) : kSlotMissing;
 }
 
-// Sort keys of the tile of this block, and their counts.
-__device__ void AssignTile(const PlaceArgs& a, uint32_t* tile_counts) {
-  const TileCounts counts = CountsOfPass(a.sort, 0);
-  const int64_t tile = blockIdx.x;
-  const int64_t begin = tile << a.sort.tile_bits;
-  tile_counts[threadIdx.x] = 0;
+// Sort keys of the positions of one tile that have claimed cells, and their
+// counts; for a whole block. Returns how many of this thread's get no row.
+__device__ int AssignTile(const PlaceArgs& a, int64_t tile,
+                          uint32_t* block_counts) {
+  const int64_t begin = tile * kAssignTile;
+  block_counts[threadIdx.x] = 0;
   __syncthreads();
   int refused = 0;
-  for (int j = threadIdx.x; j < 1 << a.sort.tile_bits; j += kBlockThreads) {
-    const int64_t i = begin + j;
-    if (i >= a.sort.n) break;
-    const int32_t slot = FinalSlot(a, a.codes[i]);
-    refused += slot == kSlotMissing ? 1 : 0;
-    const uint32_t key =
-        slot >= 0 ? static_cast<uint32_t>(slot) : a.sort.sentinel;
+#pragma unroll
+  for (int k = 0; k < kAssignItems; ++k) {
+    const int64_t i = begin + threadIdx.x + k * kBlockThreads;
+    const int32_t code = i < a.batch.size ? a.codes[i] : 0;
+    if (code > kFirstClaim) continue;
+    const int32_t slot = ClaimedSlot(a, code);
+    refused += slot < 0 ? 1 : 0;
+    const uint32_t key = SortKey(a, slot);
     a.codes[i] = static_cast<int32_t>(key);
-    atomicAdd(tile_counts + counts.Digit(key), 1U);
+    atomicAdd(block_counts + CountsOfPass(a.sort, 0).Digit(key), 1U);
   }
   __syncthreads();
-  const uint32_t digit = threadIdx.x;
-  if (digit < 1U << counts.digit_bits && tile < counts.num_tiles) {
-    counts.OfTile(tile)[digit] = tile_counts[digit];
-    atomicAdd(counts.OfGroup(tile / counts.group_tiles) + digit,
-              tile_counts[digit]);
-  }
-  const uint64_t refused_in_warp = WarpSum64(static_cast<uint64_t>(refused));
-  if (refused_in_warp != 0 && threadIdx.x % kWarp == 0) {
-    AtomicAdd64(&a.table.counters[kOverflows], refused_in_warp);
-  }
+  AddTileCounts(a, begin, block_counts);
+  return refused;
 }
 
-__device__ void WriteNewRows(const PlaceArgs& a) {
-  const RowInitializers rows = a.initializers.View();
-  const int64_t inserted = NumInserted(a);
-  const uint32_t parts =
-      a.mode == PlaceMode::kUpdate
-          ? static_cast<uint32_t>(CeilDiv(a.table.row_words, 4))
-          : 1;
-  const int64_t threads = int64_t{gridDim.x} * kBlockThreads;
-  const int64_t thread = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
-  for (int64_t i = thread; i < inserted * parts; i += threads) {
-    const int64_t number = i / parts;
-    const uint32_t part = static_cast<uint32_t>(i % parts);
-    const NewKey key = a.new_keys[number];
-    const int64_t slot = static_cast<int64_t>(a.state->rows_before) + number;
-    if (part == 0) {
-      const Key found{key.id, key.table};
-      FinishEntry(a.table.index, found, HashKey(found),
-                  static_cast<int32_t>(slot));
-    }
-    if (a.mode == PlaceMode::kUpdate) {
-      WriteNewWords(rows, a.optimizer, a.embedding_dim, a.table.row_words,
-                    key.init_table, key.id, part, a.table.Row(slot));
-    }
+__device__ void AssignClaimed(const PlaceArgs& a, uint32_t* block_counts) {
+  const int64_t tiles = CeilDiv(a.batch.size, kAssignTile);
+  int refused = 0;
+  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    refused += AssignTile(a, tile, block_counts);
+  }
+  const uint64_t refused_in_warp = WarpSum64(static_cast<uint64_t>(refused));
+  if (refused_in_warp != 0 && Lane() == 0) {
+    AtomicAdd64(&a.table.counters[kOverflows], refused_in_warp);
   }
 }
 
@@ -374,14 +396,18 @@ __device__ void CloseBooks(const PlaceArgs& a) {
 
 __global__ __launch_bounds__(kBlockThreads) void AssignKernel(
     const __grid_constant__ PlaceArgs a) {
-  __shared__ uint32_t tile_counts[kBlockThreads];
+  __shared__ uint32_t block_counts[kBlockThreads];
   const bool last = blockIdx.x + 1 == gridDim.x;
+  WaitForPrevious();
   if (!GoesThrough(*a.state)) {
     if (last && threadIdx.x == 0) Refuse(a);
     return;
   }
-  AssignTile(a, tile_counts);
-  if (a.state->num_new != 0) WriteNewRows(a);
+  if (a.state->any_missing != 0) {
+    AssignClaimed(a, block_counts);
+    FinishEntries(a);
+    if (a.mode == PlaceMode::kUpdate) WriteNewRows(a);
+  }
   if (last) CloseBooks(a);
 }
 
@@ -389,15 +415,19 @@ __global__ __launch_bounds__(kBlockThreads) void AssignKernel(
 
 cudaError_t Place(cudaStream_t stream, const PlaceArgs& args) {
   const int64_t n = args.batch.size;
-  PlaceKernel<<<NumBlocks(n, kPlaceTile), kBlockThreads, 0, stream>>>(args);
+  const bool small = n <= (1 << 17);  // work for every multiprocessor
+  const int64_t items = small ? 1 : 2;
+  const auto place = small ? PlaceKernel<1> : PlaceKernel<2>;
+  place<<<NumBlocks(n, items * kBlockThreads), kBlockThreads, 0, stream>>>(
+      args);
   ONEEMB_RETURN_IF_CUDA_ERROR(cudaGetLastError());
   if (n > 0) {
-    NumberKernel<<<NumBlocks(n, kNumberTile), kBlockThreads, 0, stream>>>(args);
-    ONEEMB_RETURN_IF_CUDA_ERROR(cudaGetLastError());
+    ONEEMB_RETURN_IF_CUDA_ERROR(
+        LaunchNext(stream, NumberKernel, NumBlocks(n, kNumberTile), args));
   }
-  const unsigned blocks = NumBlocks(n, int64_t{1} << args.sort.tile_bits);
-  AssignKernel<<<blocks, kBlockThreads, 0, stream>>>(args);
-  return cudaGetLastError();
+  const unsigned tiles = NumBlocks(n, kAssignTile);
+  return LaunchNext(stream, AssignKernel,
+                    tiles < kMaxAssignBlocks ? tiles : kMaxAssignBlocks, args);
 }
 
 void TakePlaceSpace(int64_t n, bool shared_keys, Workspace* workspace,

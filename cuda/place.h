@@ -65,7 +65,7 @@ struct PlaceArgs {
   int64_t num_cells;
   SortPlan sort;  // its counts begin as zeros
   // Anything at the beginning:
-  int32_t* codes;  // a slot, a kSlot* or a claimed cell; last the sort key
+  int32_t* codes;  // the sort key, or meanwhile a claimed cell
   NewKey* new_keys;
 };
 

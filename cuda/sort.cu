@@ -1,3 +1,4 @@
+#include "cuda/chain.cuh"
 #include "cuda/sort.h"
 #include "cuda/warp.cuh"
 
@@ -26,9 +27,10 @@ struct PassShared {
 };
 
 // The lanes whose digit is the same, among `valid` ones.
-__device__ uint32_t SameDigit(uint32_t digit, int bits, uint32_t valid) {
+__device__ uint32_t SameDigit(uint32_t digit, uint32_t valid) {
   uint32_t same = valid;
-  for (int b = 0; b < bits; ++b) {
+#pragma unroll
+  for (int b = 0; b < SortPlan::kMaxDigitBits; ++b) {
     const bool set = ((digit >> b) & 1) != 0;
     const uint32_t with_bit = __ballot_sync(kAllLanes, set);
     same &= set ? with_bit : ~with_bit;
@@ -62,6 +64,7 @@ __global__ __launch_bounds__(kBlockThreads) void CountKernel(
     const SlotPosition* entries, int64_t n, int tile_bits, TileCounts counts,
     const uint32_t* active) {
   __shared__ uint32_t tile_counts[kDigits];
+  WaitForPrevious();
   if (*active == 0) return;
   const int64_t tile = blockIdx.x;
   tile_counts[threadIdx.x] = 0;
@@ -87,6 +90,7 @@ __global__ __launch_bounds__(kBlockThreads) void PassKernel(
   constexpr int kTile = kItems * kBlockThreads;
   __shared__ PassShared shared;
   __shared__ SlotPosition staged[kTile];
+  WaitForPrevious();
   if (*a.active == 0) return;
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
@@ -113,8 +117,7 @@ __global__ __launch_bounds__(kBlockThreads) void PassKernel(
     const bool valid = warp_begin + k * kWarp < a.n;
     const uint32_t digit =
         a.counts.Digit(static_cast<uint32_t>(entries[k] >> 32));
-    const uint32_t same =
-        SameDigit(digit, a.counts.digit_bits, __ballot_sync(kAllLanes, valid));
+    const uint32_t same = SameDigit(digit, __ballot_sync(kAllLanes, valid));
     const uint32_t seen = valid ? shared.warp_digits[warp][digit] : 0;
     ranks[k] = seen + __popc(same & LowerLanes());
     __syncwarp();
@@ -202,17 +205,14 @@ cudaError_t Sort(cudaStream_t stream, const SortPlan& plan,
     args.active = active;
     const unsigned blocks = static_cast<unsigned>(plan.num_tiles);
     if (pass > 0) {
-      CountKernel<<<blocks, kBlockThreads, 0, stream>>>(
-          args.entries, plan.n, plan.tile_bits, args.counts, active);
+      ONEEMB_RETURN_IF_CUDA_ERROR(
+          LaunchNext(stream, CountKernel, blocks, args.entries, plan.n,
+                     plan.tile_bits, args.counts, active));
     }
-    if (plan.tile_bits == 9) {
-      PassKernel<2><<<blocks, kBlockThreads, 0, stream>>>(args);
-    } else if (plan.tile_bits == 11) {
-      PassKernel<8><<<blocks, kBlockThreads, 0, stream>>>(args);
-    } else {
-      PassKernel<16><<<blocks, kBlockThreads, 0, stream>>>(args);
-    }
-    ONEEMB_RETURN_IF_CUDA_ERROR(cudaGetLastError());
+    const auto kernel = plan.tile_bits == 9    ? PassKernel<2>
+                        : plan.tile_bits == 11 ? PassKernel<8>
+                                               : PassKernel<16>;
+    ONEEMB_RETURN_IF_CUDA_ERROR(LaunchNext(stream, kernel, blocks, args));
     *sorted = args.out;
   }
   return cudaSuccess;

@@ -20,12 +20,13 @@ using SlotPosition = uint64_t;  // (slot << 32) | position
 struct SortPlan {
   static constexpr int kMaxDigitBits = 8;
   static constexpr int kMaxPasses = 4;
+  static constexpr int kMinTile = 512;
 
   int64_t n;
   uint32_t sentinel;  // the key of what has no row; sorts last
   int passes;
   int digit_bits;
-  int tile_bits;  // a tile is a power of two of positions
+  int tile_bits;  // a tile is a power of two of positions, at least kMinTile
   int64_t num_tiles;
   int64_t group_tiles;  // tiles whose counts are added up once more
   int64_t num_groups;

@@ -137,7 +137,7 @@ int64_t OneembCudaWorkspace(int32_t operation, int64_t embedding_dim,
   rules.initializers.num_columns = static_cast<int32_t>(num_columns);
   switch (operation) {
     case 0:
-      return LookupSpace(rules);
+      return LookupSpace(rules, n);
     case 1:
       return UpdateSpace(rules, capacity, n, num_lookups);
     case 2:

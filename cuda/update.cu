@@ -87,7 +87,7 @@ cudaError_t Update(cudaStream_t stream, const TableView& table,
   reduce.n = n;
   reduce.sentinel = space.place.sort.sentinel;
   reduce.shape = ShapeRows(rules.embedding_dim, RowWidth(rules.embedding_dim));
-  reduce.warps_per_window = WarpsPerWindow(n);
+  ShareWindows(&reduce);
   reduce.active = &space.place.state->active;
   reduce.non_finite = table.counters + kNonFinite;
   ONEEMB_RETURN_IF_CUDA_ERROR(

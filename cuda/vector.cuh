@@ -52,6 +52,10 @@ struct Packed {
   static __device__ __forceinline__ void Store(Storage* to, Type word) {
     *reinterpret_cast<Type*>(to) = word;
   }
+  // What will not be read soon, and is the first to leave the cache.
+  static __device__ __forceinline__ void StoreOnce(Storage* to, Type word) {
+    __stcs(reinterpret_cast<Type*>(to), word);
+  }
   static __device__ __forceinline__ Columns<kWidth> Unpack(Type word) {
     Storage elements[kWidth];
     memcpy(elements, &word, sizeof(word));

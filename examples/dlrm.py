@@ -4,8 +4,9 @@
     python examples/dlrm.py train.txt             Criteo's log, plain or gzip
     python examples/dlrm.py day_0 --test day_1    two logs, or folders of logs
 
-The 26 embedding tables start empty and grow as ids appear. A report and curves go
-to --out. Ctrl-C ends the training, not the report.
+The 26 embedding tables start empty and grow as ids appear: in device memory, or
+with --store cached_ssd on SSD, where device memory is a cache of --cache-mb. A
+report and curves go to --out. Ctrl-C ends the training, not the report.
 """
 
 import argparse
@@ -131,10 +132,21 @@ def make_embedding(options: argparse.Namespace) -> oe.MultiTableEmbedding:
         dtype=np.float32,
         key_type=np.int64,
         tables=[table] * NUM_TABLES,
-        store_options=oe.make_device_mem_store_options(capacity=options.capacity),
+        store_options=make_store_options(options),
         optimizer=make_optimizer(options),
         seed=options.seed,
     )
+
+
+def make_store_options(options: argparse.Namespace) -> Any:
+    """Where rows are. Nothing else of the program depends on it."""
+    if options.store == "device_mem":
+        return oe.make_device_mem_store_options(capacity=options.capacity)
+    make = {
+        "cached_host_mem": oe.make_cached_host_mem_store_options,
+        "cached_ssd": oe.make_cached_ssd_store_options,
+    }[options.store]
+    return make(options.cache_mb, options.persistent_path)
 
 
 def make_optimizer(options: argparse.Namespace) -> oe.Optimizer:
@@ -179,7 +191,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"{options.path}: no line to train on")
         test = trainer.evaluate()
         oe.check(trainer.state.table)
-    return _report(options, source, trainer, test, interrupted)
+        stats = oe.stats(trainer.state.table)
+    return _report(options, source, trainer, test, stats, interrupted)
 
 
 def _report(
@@ -187,6 +200,7 @@ def _report(
     source: Source,
     trainer: Trainer,
     test: Metrics,
+    stats: dict[str, Any],
     interrupted: bool,
 ) -> dict[str, Any]:
     report = {
@@ -200,7 +214,7 @@ def _report(
         "test": {"samples": test.samples, "loss": test.loss, "auc": test.auc},
         "known": source.known,
         "data": source.read(),
-        "table": oe.stats(trainer.state.table),
+        "table": stats,
         "growth": trainer.growth,
         "evaluations": trainer.evaluations,
         "history": trainer.history,
@@ -222,10 +236,17 @@ def print_summary(report: dict[str, Any]) -> None:
     test, table = report["test"], report["table"]
     if report["interrupted"]:
         print("interrupted; this is how far it came:")
+    room = f"of {table['capacity']:,}, grown {len(report['growth'])} times"
+    if "cache_hit_rate" in table:
+        room = (
+            f"below a cache of {table['capacity']:,}, which had "
+            f"{table['cache_hit_rate']:.0%} of what batches wanted; "
+            f"{table['prefetched']:,} rows were read ahead"
+        )
     print(
         f"{report['samples']:,} samples in {report['seconds']:.1f} s "
         f"({report['samples_per_second']:,.0f} a second); table: {table['rows']:,} "
-        f"rows of {table['capacity']:,}, grown {len(report['growth'])} times"
+        f"rows {room}"
     )
     print(
         f"held out: AUC {test['auc']:.4f}, loss {test['loss']:.4f}, "

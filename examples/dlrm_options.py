@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+STORES = ("device_mem", "cached_host_mem", "cached_ssd")
 OPTIMIZERS = (
     "adagrad",
     "adam",
@@ -71,6 +72,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     )
     _add_data_options(parser.add_argument_group("data"))
     _add_model_options(parser.add_argument_group("model"))
+    _add_store_options(parser.add_argument_group("table"))
     add = parser.add_argument_group("run").add_argument
     add("--batch-size", type=_whole(1), default=2048, help="(%(default)s)")
     add("--epochs", type=_whole(1), default=1, help="(%(default)s)")
@@ -112,7 +114,6 @@ def _add_model_options(group: Any) -> None:
     add("--embedding-dim", type=_whole(1), default=16, help="(%(default)s)")
     add("--bottom", type=_widths, default=[64], help="hidden widths: 512,256,64")
     add("--top", type=_widths, default=[128, 64], help="hidden widths: 512,256")
-    add("--capacity", type=_whole(1), default=65536, help="rows to begin with")
     add("--optimizer", choices=OPTIMIZERS, default="adagrad", help="of the tables")
     add("--learning-rate", type=_rate, default=0.02, help="(%(default)s)")
     add(
@@ -128,6 +129,30 @@ def _add_model_options(group: Any) -> None:
     add("--dense-learning-rate", type=_rate, default=2e-3, help="of the MLPs' Adam")
 
 
+def _add_store_options(group: Any) -> None:
+    add = group.add_argument
+    add(
+        "--store",
+        choices=STORES,
+        default="device_mem",
+        help="where its rows are (%(default)s)",
+    )
+    add("--capacity", type=_whole(1), default=65536, help="device_mem: to begin with")
+    add(
+        "--cache-mb",
+        type=_rate,
+        default=64.0,
+        metavar="MB",
+        help="cached_*: device memory (%(default)s); it must hold a batch",
+    )
+    add(
+        "--persistent-path",
+        type=Path,
+        metavar="PATH",
+        help="cached_*: folder of the table (OUT/table)",
+    )
+
+
 def parse(description: str, arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line; ends the program where it makes no sense."""
     parser = make_parser(description)
@@ -138,4 +163,6 @@ def parse(description: str, arguments: Sequence[str] | None) -> argparse.Namespa
         parser.error("--test goes with a path; --synthetic makes its own test")
     if options.synthetic and not options.eval_samples:
         parser.error("--synthetic never ends; it needs --eval-samples of 1 or more")
+    if options.persistent_path is None:
+        options.persistent_path = options.out / "table"
     return options

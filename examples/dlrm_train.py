@@ -2,8 +2,8 @@
 
 The step is one jitted function whose arguments are donated: rows are read,
 differentiated and updated in place. Between steps the host reads how many rows
-the table had one or two steps ago, which waits for nothing, and doubles the table
-before it could be full.
+the table had one or two steps ago, which waits for nothing, and doubles a table in
+device memory before it could be full. One on SSD or in host memory grows there.
 """
 
 import collections
@@ -74,20 +74,24 @@ def make_train_step(tx: optax.GradientTransformation) -> Callable[..., Any]:
     return train_step
 
 
-@jax.jit
-def predict(params: Params, table: oe.Table, batch: dict[str, jax.Array]) -> jax.Array:
-    """Logits f32[batch]; reading changes nothing, so no row appears by it."""
+@functools.partial(jax.jit, donate_argnums=1)
+def predict(
+    params: Params, table: oe.Table, batch: dict[str, jax.Array]
+) -> tuple[oe.Table, jax.Array]:
+    """Logits f32[batch]; no row appears by it, though a cached one may move."""
+    table = oe.stage(table, batch["ids"])
     acts, _ = oe.lookup(table, batch["ids"])
-    return forward(params, acts, batch["dense"])
+    return table, forward(params, acts, batch["dense"])
 
 
-def evaluate(state: State, batches: Iterator[Batch]) -> Metrics:
+def evaluate(state: State, batches: Iterator[Batch]) -> tuple[State, Metrics]:
     """Loss and AUC over batches that training has not seen."""
     metrics = Metrics()
     for batch in batches:
-        logits = predict(state.params, state.table, _to_device(batch))
+        table, logits = predict(state.params, state.table, _to_device(batch))
+        state = state._replace(table=table)
         metrics.add(batch["label"], np.asarray(logits))
-    return metrics
+    return state, metrics
 
 
 class Trainer:
@@ -143,7 +147,7 @@ class Trainer:
         bar = tqdm(total=total, unit=" samples", unit_scale=True, smoothing=0.1)
         with bar, _interruption() as interrupted:
             start = time.monotonic()
-            for batch, next_ids in _look_ahead(batches):
+            for batch, next_ids in oe.PrefetchScheduler(batches, "ids"):
                 self._one_step(batch, next_ids)
                 bar.update(len(batch["ids"]))
                 if self.steps % WINDOW == 0:
@@ -162,7 +166,7 @@ class Trainer:
 
     def evaluate(self) -> Metrics:
         """Evaluates, and notes the result."""
-        metrics = evaluate(self.state, self._held_out())
+        self.state, metrics = evaluate(self.state, self._held_out())
         point = {"samples": self.samples, "loss": metrics.loss, "auc": metrics.auc}
         self.evaluations.append(point)
         return metrics
@@ -183,6 +187,8 @@ class Trainer:
             Distinct ids i64[batch, tables] of the step about to start: the most
             rows that it can add.
         """
+        if self.state.table.spec.is_cached:
+            return 0  # what is below it grows by itself
         new = _count_distinct(ids)
         most = self._rows + new + sum(step.most_new for step in self._pending)
         capacity = wanted = self.state.table.capacity
@@ -207,6 +213,9 @@ class Trainer:
         if not self._window.samples:
             return
         capacity = self.state.table.capacity
+        load = f"load {self._rows / capacity:.0%}"
+        if self.state.table.spec.is_cached:
+            load = f"cache {capacity:,}"
         point = {
             "samples": self.samples,
             "loss": self._window.loss,
@@ -218,7 +227,7 @@ class Trainer:
         self._window = Metrics()
         bar.set_postfix_str(
             f"loss {point['loss']:.4f}, AUC {point['auc']:.4f}, "
-            f"rows {self._rows:,}, load {self._rows / capacity:.0%}"
+            f"rows {self._rows:,}, {load}"
         )
 
 
@@ -232,17 +241,6 @@ def _count_distinct(ids: np.ndarray) -> int:
     """Distinct pairs of table and id in i64[batch, tables], ids below 2**33."""
     keys = np.sort((ids + (np.arange(ids.shape[1]) << 33)).reshape(-1))
     return 1 + int(np.count_nonzero(np.diff(keys)))
-
-
-def _look_ahead(batches: Iterator[Batch]) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Pairs each batch with the ids of the one that follows, u32[..., 2]."""
-    previous: Batch | None = None
-    for batch in batches:
-        if previous is not None:
-            yield previous, oe.pack_ids(batch["ids"])
-        previous = batch
-    if previous is not None:
-        yield previous, oe.pack_ids(previous["ids"])
 
 
 @contextlib.contextmanager

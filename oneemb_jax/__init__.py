@@ -2,6 +2,12 @@
 
 from oneemb_jax._ffi import keep_freed_memory as keep_freed_memory
 from oneemb_jax._version import __version__ as __version__
+from oneemb_jax.cached_options import (
+    make_cached_host_mem_store_options as make_cached_host_mem_store_options,
+)
+from oneemb_jax.cached_options import (
+    make_cached_ssd_store_options as make_cached_ssd_store_options,
+)
 from oneemb_jax.counters import check as check
 from oneemb_jax.counters import num_rows as num_rows
 from oneemb_jax.counters import reset_counters as reset_counters
@@ -30,8 +36,6 @@ from oneemb_jax.initializers import make_uniform_initializer as make_uniform_ini
 from oneemb_jax.items import items as items
 from oneemb_jax.lookup import LookupContext as LookupContext
 from oneemb_jax.lookup import lookup as lookup
-from oneemb_jax.lookup import prefetch as prefetch
-from oneemb_jax.lookup import stage as stage
 from oneemb_jax.optimizers import Optimizer as Optimizer
 from oneemb_jax.optimizers import adagrad as adagrad
 from oneemb_jax.optimizers import adam as adam
@@ -48,11 +52,24 @@ from oneemb_jax.options import (
 )
 from oneemb_jax.options import make_table as make_table
 from oneemb_jax.options import make_table_options as make_table_options
+from oneemb_jax.persistent_table import (
+    make_persistent_table_reader as make_persistent_table_reader,
+)
+from oneemb_jax.persistent_table import (
+    make_persistent_table_writer as make_persistent_table_writer,
+)
+from oneemb_jax.restoring import restore as restore
+from oneemb_jax.saving import save as save
+from oneemb_jax.scheduler import PrefetchScheduler as PrefetchScheduler
+from oneemb_jax.snapshot import save_snapshot as save_snapshot
 from oneemb_jax.sparse_grad import SparseGrad as SparseGrad
 from oneemb_jax.spec import TableSpec as TableSpec
 from oneemb_jax.table import Table as Table
 from oneemb_jax.table import TableError as TableError
 from oneemb_jax.table import is_table as is_table
+from oneemb_jax.tiers import flush as flush
+from oneemb_jax.tiers import prefetch as prefetch
+from oneemb_jax.tiers import stage as stage
 from oneemb_jax.update import global_norm as global_norm
 from oneemb_jax.update import update as update
 
@@ -62,6 +79,7 @@ __all__ = [
     "MultiTableEmbedding",
     "MultiTableMultiColumnEmbedding",
     "Optimizer",
+    "PrefetchScheduler",
     "Rows",
     "SparseGrad",
     "Table",
@@ -72,6 +90,7 @@ __all__ = [
     "adamw",
     "amsgrad",
     "check",
+    "flush",
     "ftrl",
     "get_rows",
     "global_norm",
@@ -81,10 +100,14 @@ __all__ = [
     "keep_freed_memory",
     "lamb",
     "lookup",
+    "make_cached_host_mem_store_options",
+    "make_cached_ssd_store_options",
     "make_column_options",
     "make_constant_initializer",
     "make_device_mem_store_options",
     "make_normal_initializer",
+    "make_persistent_table_reader",
+    "make_persistent_table_writer",
     "make_table",
     "make_table_options",
     "make_trunc_normal_initializer",
@@ -93,7 +116,10 @@ __all__ = [
     "pack_ids",
     "prefetch",
     "reset_counters",
+    "restore",
     "rowwise_adagrad",
+    "save",
+    "save_snapshot",
     "set_rows",
     "sgd",
     "size",

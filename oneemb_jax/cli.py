@@ -14,11 +14,17 @@ from pathlib import Path
 import numpy as np
 
 from oneemb_jax._version import __version__
-from oneemb_jax.formats import Format, Progress, Reader, find_format
+from oneemb_jax.formats import Progress, Reader, Wish, find_format
+from oneemb_jax.formats_oneflow import ONEFLOW
+from oneemb_jax.formats_save import SAVE
+from oneemb_jax.formats_snapshot import SNAPSHOT, SnapshotRows
 from oneemb_jax.oneflow_format import BLOCK_SIZES, KEY_TYPES
 from oneemb_jax.oneflow_writer import SnapshotWriter
+from oneemb_jax.store import StoreError
 from oneemb_jax.table import human_bytes
 
+#: A new format is one more entry.
+FORMATS = (SAVE, SNAPSHOT, ONEFLOW)
 OK, FINDINGS, UNUSABLE = 0, 1, 2
 
 _EPILOG = """\
@@ -56,9 +62,8 @@ def _tenths(what: str, total: int) -> Progress:
     return advance
 
 
-def _names(known: Format, options: argparse.Namespace) -> list[str]:
-    """The snapshots that the user means: the one named, or all."""
-    found = known.snapshots(options.path)
+def _chosen(found: list[str], options: argparse.Namespace) -> list[str]:
+    """What the user means: the snapshot named, or all."""
     if options.snapshot is None:
         return found
     if options.snapshot not in found:
@@ -71,7 +76,7 @@ def _names(known: Format, options: argparse.Namespace) -> list[str]:
 
 def inspect(options: argparse.Namespace) -> int:
     """Prints what is there, without reading rows."""
-    known = find_format(options.path)
+    known = find_format(FORMATS, options.path)
     print(f"{known.title}: {', '.join(map(str, options.path))}")
     for label, text in known.describe(options.path):
         print(f"  {label:9} {text}")
@@ -80,8 +85,8 @@ def inspect(options: argparse.Namespace) -> int:
 
 def verify(options: argparse.Namespace) -> int:
     """Reads everything and prints what is wrong."""
-    known = find_format(options.path)
-    names = _names(known, options)
+    known = find_format(FORMATS, options.path)
+    names = _chosen(known.parts(options.path), options)
     if not names:
         raise ValueError(f"{options.path[0]}: has no snapshot to verify.")
     findings = 0
@@ -138,7 +143,10 @@ def _counted(parts: Iterator[np.ndarray], done: Progress) -> Iterator[np.ndarray
 
 
 def _to_npz(reader: Reader, options: argparse.Namespace, done: Progress) -> None:
-    """Arrays ``keys`` [n] and ``values`` float32[n, storage_dim]."""
+    """Arrays ``keys`` [n] and ``values`` float32[n, storage_dim].
+
+    Snapshots of our own also have ``tables``, uint16[n].
+    """
     count, width = len(reader), reader.storage_dim
     values = (rows for _, rows in reader)
     with (
@@ -147,6 +155,9 @@ def _to_npz(reader: Reader, options: argparse.Namespace, done: Progress) -> None
     ):
         key_type = np.dtype(reader.key_type)
         _write_array(archive, "keys", key_type, (count,), reader.keys())
+        if isinstance(reader, SnapshotRows):
+            tables = np.dtype(np.uint16)
+            _write_array(archive, "tables", tables, (count,), reader.tables())
         shape = (count, width)
         parts = _counted(values, done)
         _write_array(archive, "values", np.dtype(np.float32), shape, parts)
@@ -180,15 +191,16 @@ def convert(options: argparse.Namespace) -> int:
     given = [option for option, value in for_oneflow.items() if value is not None]
     if given and options.to != "oneflow":
         raise ValueError(f"{given[0]}: only --to oneflow has it.")
-    known = find_format(options.path)
-    names = _names(known, options)
+    known = find_format(FORMATS, options.path)
+    names = _chosen(known.snapshots(options.path), options)
     if len(names) != 1:
         raise ValueError(
             f"{options.path[0]}: has {len(names)} snapshots "
             f"({', '.join(names) or 'none'}); choose one with --snapshot."
         )
+    wish = Wish(options.key_type, options.to == "oneflow", options.embedding_only)
     with (
-        known.open(options.path, names[0], options.key_type) as reader,
+        known.open(options.path, names[0], wish) as reader,
         _progress(names[0], len(reader), options.quiet) as done,
     ):
         _TARGETS[options.to](reader, options, done)
@@ -212,7 +224,11 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.set_defaults(run=command)
         sub.add_argument(
-            "path", type=Path, nargs="+", help="a table, or the folder of each rank"
+            "path",
+            type=Path,
+            nargs="+",
+            help="a persistent_path, a snapshot, a folder that save wrote, a table of "
+            "OneFlow's; or the folder of each rank",
         )
         if command is not inspect:
             sub.add_argument("--snapshot", metavar="NAME", help=_SNAPSHOT_HELP[command])
@@ -234,6 +250,9 @@ def _add_convert_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--key-type", choices=KEY_TYPES, help="default: signed, as wide as the keys"
     )
+    parser.add_argument(
+        "--embedding-only", action="store_true", help="no state of the optimizer"
+    )
     ranks = "--to oneflow: for how many processes (1)"
     parser.add_argument("--ranks", type=int, metavar="N", help=ranks)
     block = "--to oneflow: the sector size of its disk (4096)"
@@ -245,6 +264,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, StoreError) as error:
         print(f"oneemb_jax: {error}", file=sys.stderr)
         return UNUSABLE

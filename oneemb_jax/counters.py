@@ -10,6 +10,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from oneemb_jax.cache import cache_figures, check_current, reset_figures
 from oneemb_jax.table import (
     COUNTERS,
     Table,
@@ -19,15 +20,27 @@ from oneemb_jax.table import (
 )
 
 
-def host_counters(table: Any, call: str) -> dict[str, int]:
-    """The counters as Python integers; waits for the table."""
+def host_counters(table: Any, call: str, *, late: bool = False) -> dict[str, int]:
+    """The counters as Python integers; waits for the table.
+
+    Args:
+        table: the table.
+        call: the public function, for messages.
+        late: the table is a copy of an earlier one's counts.
+    """
     table = check_table(table, call)
     if isinstance(table.counters, jax.core.Tracer):
         raise TypeError(
             f"{call}(table): the table is being traced; call it outside of jit. "
             "Inside, oe.num_rows(table) gives the rows as an array."
         )
-    return counter_values(table)
+    counters = counter_values(table)
+    if table.spec.is_cached:
+        check_current(table, call, late=late)
+        figures = cache_figures(table)
+        for name in ("unstaged", "stale"):
+            counters[name] += figures[name]
+    return counters
 
 
 def num_rows(table: Table) -> jax.Array:
@@ -76,6 +89,14 @@ def stats(table: Table) -> dict[str, int | float]:
         ``stale``, ``damaged_contexts``, ``bytes`` (all arrays), ``index_bytes``,
         ``row_bytes``.
 
+        Of a cached table, ``capacity`` are the slots of its cache and ``load`` is
+        the share of them in use, ``cached_rows``. It has more figures: ``staged``
+        batches; ``cache_hits`` and ``cache_misses``, distinct ids of staged batches
+        with and without a slot; ``cache_hit_rate``; of the misses, ``prefetched``,
+        those that :func:`prefetch` had read; ``prefetch_refused``, ids that it had
+        no room for; ``stalls``, batches that waited for the store; ``victims``,
+        rows evicted, and ``write_backs``, those of them that were written down.
+
     Example:
         >>> import oneemb_jax as oe
         >>> with oe.MultiTableEmbedding(
@@ -86,19 +107,42 @@ def stats(table: Table) -> dict[str, int | float]:
         >>> stats["rows"], stats["load"], stats["row_bytes"]
         (0, 0.0, 256)
     """
-    counters = host_counters(table, "stats")
+    return stats_of(table, host_counters(table, "stats"))
+
+
+def stats_of(table: Table, counters: dict[str, int]) -> dict[str, int | float]:
+    """:func:`stats`, of counters that have been read."""
+    counters = dict(counters)
     looked_up = counters["hits"] + counters["misses"]
     leaves = jax.tree.leaves(table)
+    staged, used = counters.pop("staged"), counters.pop("slots_used")
+    cached: dict[str, int | float] = {}
+    if table.spec.is_cached:
+        cached = {"staged": staged, "cached_rows": used, **_cache_stats(table)}
     return {
         **counters,
+        **cached,
         "capacity": table.capacity,
-        "load": counters["rows"] / table.capacity,
+        "load": (used if cached else counters["rows"]) / table.capacity,
         "hit_rate": counters["hits"] / looked_up if looked_up else 0.0,
         "step": int(np.array(table.step)[0]),
         "bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
-        "index_bytes": 4 * (table.index.size + table.clock.size),
+        "index_bytes": sum(
+            4 * leaf.size
+            for leaf in (table.index, table.clock, table.residency)
+            if leaf is not None
+        ),
         "row_bytes": 4 * table.rows.size,
     }
+
+
+def _cache_stats(table: Table) -> dict[str, int | float]:
+    """The figures of a cached table that no counter has."""
+    figures = cache_figures(table)
+    hits = figures["cache_hits"]
+    wanted = hits + figures["cache_misses"]
+    own = {k: v for k, v in figures.items() if k not in COUNTERS}
+    return {**own, "cache_hit_rate": hits / wanted if wanted else 0.0}
 
 
 def reset_counters(table: Table) -> Table:
@@ -126,8 +170,10 @@ def reset_counters(table: Table) -> Table:
         (0, 2)
     """
     table = check_table(table, "reset_counters")
-    rows = COUNTERS.index("rows")
-    fresh = jnp.zeros_like(table.counters).at[0, rows].set(table.counters[0, rows])
+    if table.spec.is_cached and not isinstance(table.counters, jax.core.Tracer):
+        reset_figures(table)
+    kept = np.array([COUNTERS.index(n) for n in ("rows", "staged", "slots_used")])
+    fresh = jnp.zeros_like(table.counters).at[0, kept].set(table.counters[0, kept])
     return dataclasses.replace(table, counters=fresh)
 
 
@@ -141,7 +187,9 @@ def check(table: Table) -> None:
     Raises:
         TableError: if gradients were dropped because the table was full, table
             ids were out of range, a learning rate was negative or not finite, or
-            a context was changed between lookup and update.
+            a context was changed between lookup and update; if ids of a cached
+            table were not staged, or it is stale.
+        OSError: if the store of a cached table could not read or write; once.
 
     Example:
         >>> import oneemb_jax as oe
@@ -151,7 +199,11 @@ def check(table: Table) -> None:
         ... ) as emb:
         ...     oe.check(emb.init())
     """
-    counters = host_counters(table, "check")
+    raise_counted(table, host_counters(table, "check"))
+
+
+def raise_counted(table: Table, counters: dict[str, int]) -> None:
+    """:func:`check`, of counters that have been read."""
     spec = table.spec
     problems = {
         "overflows": f"gradients were dropped: the table is full with its "
@@ -163,8 +215,8 @@ def check(table: Table) -> None:
         "damaged_contexts": "updates changed nothing: a context was not as its lookup "
         "returned it, say after jax.tree.map over a SparseGrad. Scale by "
         "update(grad_scale=) or SparseGrad.map",
-        "unstaged": "ids were not in the cache and read NaN; call oe.stage(table, "
-        "ids) before lookup",
+        "unstaged": "ids were not in the cache: they read NaN, and no update that "
+        "had one of them changed anything; call oe.stage(table, ids) before lookup",
         "stale": "operations met a table that its Store has left behind and changed "
         "nothing; use the newest table, or load_snapshot",
     }

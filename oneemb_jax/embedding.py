@@ -15,126 +15,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from oneemb_jax.ids import WORDS
+from oneemb_jax.cache import close_cached, init_cached, store_text, with_cache
+from oneemb_jax.embedding_args import (
+    StoreOptions,
+    check_dtype,
+    check_name,
+    check_store,
+    column_dims,
+    is_shared,
+    key_type_name,
+    padding_id,
+    whole_number,
+)
 from oneemb_jax.initializers import Initializer
 from oneemb_jax.lookup import LookupContext, lookup
 from oneemb_jax.optimizers import Optimizer
-from oneemb_jax.options import (
-    DeviceMemStoreOptions,
-    TableOptions,
-    check_row_width,
-    table_initializers,
-)
+from oneemb_jax.options import TableOptions, table_initializers
+from oneemb_jax.snapshot_methods import SnapshotMethods
 from oneemb_jax.spec import TableSpec
 from oneemb_jax.table import Table, check_table, init_table
-
-_OPTIMIZERS = (
-    "sgd, adam, adamw, amsgrad, adagrad, rowwise_adagrad, ftrl, smart_decay_adam, lamb"
-)
-_KEY_SPACES = ("separate", "shared")
-#: Elements of a row: offsets within it are int32.
-_MOST_COLUMNS = 2**31 - 1
 
 _lock = threading.Lock()
 #: Embeddings by name, as long as they live and are open.
 _open: weakref.WeakValueDictionary[str, _Embedding] = weakref.WeakValueDictionary()
 
 
-def _check_name(name: Any, call: str) -> str:
-    if not isinstance(name, str):
-        raise TypeError(f"{call}(name={name!r}): pass a string.")
-    if not name:
-        raise ValueError(f"{call}(name=''): pass a name.")
-    return name
-
-
-def _check_dtype(dtype: Any, call: str) -> None:
-    if _dtype_name(dtype, "dtype", call) != "float32":
-        raise ValueError(
-            f"{call}(dtype={dtype!r}): rows are float32; pass np.float32, and read "
-            "activations in another type by lookup(dtype=...)."
-        )
-
-
-def _dtype_name(dtype: Any, argument: str, call: str) -> str:
-    try:
-        if dtype is None:  # NumPy takes it for float64
-            raise TypeError("no dtype")
-        return np.dtype(dtype).name
-    except TypeError as error:
-        raise TypeError(
-            f"{call}({argument}={dtype!r}): not a dtype, nor the name of one."
-        ) from error
-
-
-def _key_type(key_type: Any, call: str) -> str:
-    name = _dtype_name(key_type, "key_type", call)
-    if name not in WORDS:
-        raise ValueError(
-            f"{call}(key_type={key_type!r}): use one of {', '.join(WORDS)}."
-        )
-    return name
-
-
-def _whole(value: Any, argument: str, least: int, most: int, call: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{call}({argument}={value!r}): pass a whole number.")
-    if not least <= value <= most:
-        raise ValueError(
-            f"{call}({argument}={value}): pass a number from {least} to {most}."
-        )
-    return int(value)
-
-
-def _column_dims(embedding_dim: Any, several: bool, call: str) -> tuple[int, ...]:
-    if not isinstance(embedding_dim, list | tuple):
-        return (_whole(embedding_dim, "embedding_dim", 1, _MOST_COLUMNS, call),)
-    if not several:
-        raise TypeError(
-            f"{call}(embedding_dim={embedding_dim!r}): pass one number, or use "
-            "MultiTableMultiColumnEmbedding for several columns."
-        )
-    if not embedding_dim:
-        raise ValueError(f"{call}(embedding_dim=[]): pass the width of each column.")
-    most = _MOST_COLUMNS // len(embedding_dim)
-    return tuple(_whole(d, "embedding_dim", 1, most, call) for d in embedding_dim)
-
-
-def _check_store(
-    options: Any, embedding_dim: int, optimizer: Any, call: str
-) -> tuple[DeviceMemStoreOptions, Optimizer]:
-    if not isinstance(options, DeviceMemStoreOptions):
-        raise TypeError(
-            f"{call}(store_options={options!r}): pass what "
-            "oe.make_device_mem_store_options(capacity=...) makes."
-        )
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"{call}(optimizer={optimizer!r}): rows are not updated by optax or by "
-            "name; pass the keyword argument optimizer, which one of these makes: "
-            f"{_OPTIMIZERS}."
-        )
-    check_row_width(options, embedding_dim, optimizer)
-    return options, optimizer
-
-
-def _padding_idx(padding_idx: Any, key_type: str, call: str) -> int | None:
-    if padding_idx is None:
-        return None
-    limits = np.iinfo(key_type)
-    least, most = int(limits.min), int(limits.max)
-    return _whole(padding_idx, "padding_idx", least, most, call)
-
-
-def _is_shared(key_space: Any, call: str) -> bool:
-    if key_space not in _KEY_SPACES:
-        raise ValueError(
-            f"{call}(key_space={key_space!r}): use one of {', '.join(_KEY_SPACES)}."
-        )
-    return key_space == "shared"
-
-
-class _Embedding:
+class _Embedding(SnapshotMethods):
     """What the two public classes share: everything but how many columns."""
 
     _several_columns: ClassVar[bool]
@@ -147,7 +53,7 @@ class _Embedding:
         dtype: Any,
         key_type: Any,
         tables: Sequence[TableOptions | Mapping[str, Any]] | None = None,
-        store_options: DeviceMemStoreOptions | None = None,
+        store_options: StoreOptions | None = None,
         default_initializer: Initializer | Mapping[str, Any] | None = None,
         padding_idx: int | None = None,
         seed: int = 0,
@@ -156,24 +62,25 @@ class _Embedding:
         key_space: str = "separate",
     ) -> None:
         call = type(self).__name__
-        _check_dtype(dtype, call)
-        dims = _column_dims(embedding_dim, self._several_columns, call)
-        keys = _key_type(key_type, call)
-        store, optimizer = _check_store(store_options, sum(dims), optimizer, call)
-        self.spec = TableSpec(
-            name=_check_name(name, call),
+        check_dtype(dtype, call)
+        dims = column_dims(embedding_dim, self._several_columns, call)
+        keys = key_type_name(key_type, call)
+        store, optimizer = check_store(store_options, sum(dims), optimizer, call)
+        spec = TableSpec(
+            name=check_name(name, call),
             column_dims=dims,
             key_type=keys,
             initializers=table_initializers(
                 tables, default_initializer, len(dims), call
             ),
             optimizer=optimizer,
-            capacity=store.capacity,
-            padding_idx=_padding_idx(padding_idx, keys, call),
-            seed=_whole(seed, "seed", 0, 2**64 - 1, call),
-            shared_keys=_is_shared(key_space, call),
+            capacity=store.capacity or 1,
+            padding_idx=padding_id(padding_idx, keys, call),
+            seed=whole_number(seed, "seed", 0, 2**64 - 1, call),
+            shared_keys=is_shared(key_space, call),
             store=store,
         )
+        self.spec = with_cache(spec, call) if spec.is_cached else spec
         self._take_name(call)
 
     def _take_name(self, call: str) -> None:
@@ -200,18 +107,24 @@ class _Embedding:
     def init(self, device: Any = None) -> Table:
         """A new table, empty: every id reads its initial row.
 
+        A cached table has a Store, of which there is one a name: to call this again
+        empties it, and makes tables that were made before stale.
+
         Args:
             device: a ``jax.Device``; None means JAX's default device.
 
         Raises:
             ValueError: if the embedding is closed.
         """
+        self._check_open(f"{type(self).__name__}.init()")
+        make = init_cached if self.spec.is_cached else init_table
+        return make(self.spec, device)
+
+    def _check_open(self, call: str) -> None:
         if _open.get(self.spec.name) is not self:
             raise ValueError(
-                f"{type(self).__name__}.init(): {self.spec.name!r} is closed; make "
-                "the embedding anew."
+                f"{call}: {self.spec.name!r} is closed; make the embedding anew."
             )
-        return init_table(self.spec, device)
 
     def __call__(
         self, table: Table, ids: Any, table_ids: Any = None, *, dtype: Any = jnp.float32
@@ -269,10 +182,16 @@ class _Embedding:
         )
 
     def close(self) -> None:
-        """Gives the name back; tables stay as they are. Twice does no harm."""
+        """Gives the name back; twice does no harm.
+
+        Tables in device memory stay as they are. The Store of a cached table is
+        closed: rows that no snapshot has are gone.
+        """
         with _lock:
-            if _open.get(self.spec.name) is self:
-                del _open[self.spec.name]
+            if _open.get(self.spec.name) is not self:
+                return
+            del _open[self.spec.name]
+        close_cached(self.spec.name)
 
     def __enter__(self) -> Self:
         return self
@@ -289,7 +208,7 @@ class _Embedding:
             f"{type(self).__name__} {spec.name!r}: {spec.num_tables} table(s)\n"
             f"  dim       {dims} float32, {keys} {spec.key_type}{padding}\n"
             f"  optimizer {spec.optimizer!r}\n"
-            f"  store     device memory, {spec.capacity} rows"
+            f"  store     {store_text(spec)}"
         )
 
 
@@ -305,7 +224,9 @@ class MultiTableEmbedding(_Embedding):
             or by name.
         tables: one ``make_table_options`` for each table; by default there is
             one table.
-        store_options: made by ``make_device_mem_store_options``. Required.
+        store_options: made by ``make_device_mem_store_options``,
+            ``make_cached_host_mem_store_options`` or
+            ``make_cached_ssd_store_options``. Required.
         default_initializer: of the one table there is without ``tables``; by
             default normal with standard deviation 0.05.
         padding_idx: an id that reads zeros, gets no gradient and has no row.
@@ -357,7 +278,9 @@ class MultiTableMultiColumnEmbedding(_Embedding):
         key_type: of ids.
         tables: one ``make_table_options`` for each table: with one initializer
             for all columns, or with one ``make_column_options`` a column.
-        store_options: made by ``make_device_mem_store_options``. Required.
+        store_options: made by ``make_device_mem_store_options``,
+            ``make_cached_host_mem_store_options`` or
+            ``make_cached_ssd_store_options``. Required.
         default_initializer: of every column of the one table there is without
             ``tables``.
         padding_idx: an id that reads zeros.

@@ -13,10 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from oneemb_jax import _ffi
+from oneemb_jax.cache import check_current
 from oneemb_jax.counters import host_counters
 from oneemb_jax.ids import id_words, table_id_period, unpack_ids
 from oneemb_jax.lookup import FLOATS
-from oneemb_jax.table import COUNTERS, Table, array_shapes, check_capacity
+from oneemb_jax.table import (
+    CACHED_ARRAYS,
+    COUNTERS,
+    Table,
+    array_shapes,
+    check_capacity,
+)
+from oneemb_jax.tiers import cached_call
 
 
 @functools.partial(jax.jit, static_argnums=(0,))
@@ -56,6 +64,11 @@ def grow(table: Table, capacity: int | None = None) -> Table:
         16
     """
     host_counters(table, "grow")
+    if table.spec.is_cached:
+        raise ValueError(
+            f"grow(table): {table.spec.name!r} is cached: its store grows by itself, "
+            "and its cache has the size that cache_budget_mb gave it."
+        )
     wanted = 2 * table.capacity if capacity is None else capacity
     wanted = check_capacity(wanted, "grow")
     if wanted < table.capacity:
@@ -132,14 +145,16 @@ def _host_ids(
 @jax.jit
 def _read_rows(table: Table, words: jax.Array, tables: jax.Array) -> list[jax.Array]:
     n = words.shape[0]
+    target, names = "oneemb_read_rows", ("index", "rows")
+    if table.spec.is_cached:
+        target, names = "oneemb_read_cached_rows", CACHED_ARRAYS
     return _ffi.call(
-        "oneemb_read_rows",
+        target,
         [
             jax.ShapeDtypeStruct((n, table.spec.row_words), np.dtype(np.uint32)),
             jax.ShapeDtypeStruct((n,), np.dtype(np.int32)),
         ],
-        table.index,
-        table.rows,
+        *[getattr(table, name) for name in names],
         words[jnp.newaxis],
         tables[jnp.newaxis],
         **table.spec.attributes(),
@@ -148,14 +163,7 @@ def _read_rows(table: Table, words: jax.Array, tables: jax.Array) -> list[jax.Ar
 
 def state_fields(table: Table, rows: np.ndarray) -> dict[str, np.ndarray]:
     """Views of the state in whole rows, by field name."""
-    spec = table.spec
-    dim, fields = spec.embedding_dim, {}
-    for i, name in enumerate(spec.optimizer.state_fields):
-        fields[name] = rows[:, (1 + i) * dim : (2 + i) * dim].view(np.float32)
-    first = (1 + spec.optimizer.num_state_fields) * dim
-    for i, (name, dtype) in enumerate(spec.optimizer.row_fields):
-        fields[name] = rows[:, first + i].view(dtype)
-    return fields
+    return table.spec.state_of(rows)
 
 
 def get_rows(table: Table, ids: Any, table_ids: Any = None) -> Rows:
@@ -188,7 +196,7 @@ def get_rows(table: Table, ids: Any, table_ids: Any = None) -> Rows:
     """
     host_counters(table, "get_rows")
     words, tables, _ = _host_ids(table, ids, table_ids, "get_rows")
-    return _read(table, words, tables)[1]
+    return _read(table, words, tables, "get_rows")[1]
 
 
 def _padded(array: np.ndarray) -> np.ndarray:
@@ -200,12 +208,16 @@ def _padded(array: np.ndarray) -> np.ndarray:
     return np.concatenate([array, np.repeat(array[-1:], more, axis=0)])
 
 
-def _read(table: Table, words: np.ndarray, tables: np.ndarray) -> tuple[Any, Rows]:
+def _read(
+    table: Table, words: np.ndarray, tables: np.ndarray, call: str
+) -> tuple[Any, Rows]:
     """Whole rows as words, and what they mean."""
     n = len(words)
     if n:
         arrays = _read_rows(table, _padded(words), _padded(tables))
         raw, slots = (np.array(array)[:n] for array in arrays)
+        if table.spec.is_cached:
+            check_current(table, call)  # a row that its Store could not read
     else:
         raw = np.zeros((0, table.spec.row_words), np.uint32)
         slots = np.zeros(0, np.int32)
@@ -217,6 +229,9 @@ def _read(table: Table, words: np.ndarray, tables: np.ndarray) -> tuple[Any, Row
 def _write_rows(
     table: Table, words: jax.Array, tables: jax.Array, rows: jax.Array
 ) -> Table:
+    if table.spec.is_cached:
+        batch = (words[jnp.newaxis], tables[jnp.newaxis], rows)
+        return cached_call("oneemb_write_cached_rows", table, *batch)
     names = ("index", "rows", "clock", "counters", "layout_version")
     arrays = [getattr(table, name) for name in names]
     results = _ffi.call(
@@ -248,6 +263,8 @@ def _check_room(
                 f"set_rows(ids=...): {spec.padding_idx} is the padding_idx, which "
                 "stores no row."
             )
+    if spec.is_cached:
+        return
     keys = np.zeros_like(tables) if spec.shared_keys else tables
     new = {*zip(ids[~found].tolist(), keys[~found].tolist(), strict=True)}
     room = table.capacity - host_counters(table, "set_rows")["rows"]
@@ -302,7 +319,7 @@ def set_rows(
     values = _as_rows(embedding, "embedding", np.float32, wanted)
     if not len(words):
         return table
-    raw, rows = _read(table, words, tables)
+    raw, rows = _read(table, words, tables, "set_rows")
     raw[:, : table.spec.embedding_dim] = values.reshape(len(words), -1).view(np.uint32)
     for name, array in (state or {}).items():
         if name not in rows.state:
@@ -315,7 +332,28 @@ def set_rows(
         values = _as_rows(array, f"state[{name!r}]", field.dtype, wanted)
         field[...] = values.reshape(field.shape)
     _check_room(table, words, tables, rows.found)
-    return _write_rows(table, *map(_padded, (words, tables, raw)))
+    return write_raw_rows(table, words, tables, raw)
+
+
+def write_raw_rows(
+    table: Table, words: np.ndarray, tables: np.ndarray, rows: np.ndarray
+) -> Table:
+    """Writes whole rows as they are; the table given is donated.
+
+    Args:
+        table: the table.
+        words: ids as uint32[n, id_words].
+        tables: int32[n].
+        rows: uint32[n, row_words].
+    """
+    # A cached table takes no more at once than its cache has slots.
+    most = len(words)
+    if table.spec.is_cached:
+        most = 2 ** (table.capacity.bit_length() - 1)
+    for i in range(0, len(words), max(most, 1)):
+        part = (array[i : i + most] for array in (words, tables, rows))
+        table = _write_rows(table, *map(_padded, part))
+    return table
 
 
 def _as_rows(

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from oneemb_jax.cache import all_below
 from oneemb_jax.counters import host_counters
 from oneemb_jax.table import BUCKET_ENTRIES, Table
 
@@ -86,6 +87,16 @@ def _iterate(
     table: Table, batch_size: int, width: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Ids, tables and the first ``width`` words of each row."""
+    yield from _in_device_memory(table, batch_size, width)
+    if table.spec.is_cached:
+        yield from _in_store(table, batch_size, width)
+
+
+def _in_device_memory(
+    table: Table, batch_size: int, width: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Rows of the arrays: all of them, unless the table is cached."""
+    rows = None if table.residency is None else _has_row(table.residency)
     buckets = table.index.shape[0]
     chunk = min(max(1, batch_size // BUCKET_ENTRIES), buckets)
     for start in range(0, buckets, chunk):
@@ -96,6 +107,8 @@ def _iterate(
         used = entries["tags"] != 0
         ids, tables = entries["ids"][used], entries["tables"][used]
         slots = entries["slots"][used]
+        if rows is not None:
+            ids, tables, slots = (x[rows[slots]] for x in (ids, tables, slots))
         for i in range(0, len(slots), batch_size):
             part = slice(i, i + batch_size)
             yield (
@@ -103,6 +116,58 @@ def _iterate(
                 tables[part].astype(np.int32),
                 _words(table, slots[part], batch_size, width),
             )
+
+
+def _has_row(residency: jax.Array) -> np.ndarray:
+    """Which slots have a row: those that are clean or dirty (core/residency.h)."""
+    return np.array(residency)[:, 1] >= 2
+
+
+def _in_store(
+    table: Table, batch_size: int, width: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Rows of a cached table that its cache does not have."""
+    seen = _Seen()
+    for ids, tables, _ in _in_device_memory(table, batch_size, 0):
+        seen.add(ids.astype(np.uint64), tables)
+    for below, (ids, tables, rows) in enumerate(all_below(table, "items")):
+        chosen = np.flatnonzero(seen.new(ids, tables))
+        if below == 0:  # what waits to be written, if anything does
+            seen.add(ids, tables)
+        for i in range(0, len(chosen), batch_size):
+            part = chosen[i : i + batch_size]
+            yield (
+                ids[part].astype(table.spec.key_type),
+                tables[part].astype(np.int32),
+                rows[part, :width],
+            )
+
+
+class _Seen:
+    """A set of (table, id)."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, list[np.ndarray]] = {}
+        self._sorted: dict[int, np.ndarray] = {}
+
+    def add(self, ids: np.ndarray, tables: np.ndarray) -> None:
+        """Adds uint64 ids."""
+        for key in np.unique(tables).tolist():
+            self._parts.setdefault(key, []).append(ids[tables == key])
+            self._sorted.pop(key, None)
+
+    def new(self, ids: np.ndarray, tables: np.ndarray) -> np.ndarray:
+        """Which are not in the set."""
+        new = np.ones(len(ids), bool)
+        for key in np.unique(tables).tolist():
+            if key not in self._parts:
+                continue
+            if key not in self._sorted:
+                self._sorted[key] = np.sort(np.concatenate(self._parts[key]))
+            own, here = self._sorted[key], tables == key
+            at = np.minimum(np.searchsorted(own, ids[here]), len(own) - 1)
+            new[here] = own[at] != ids[here]
+        return new
 
 
 def _words(table: Table, slots: np.ndarray, batch_size: int, width: int) -> np.ndarray:

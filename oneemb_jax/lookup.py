@@ -17,7 +17,7 @@ from oneemb_jax import _ffi
 from oneemb_jax._compat import out_like
 from oneemb_jax.ids import id_words, table_id_period
 from oneemb_jax.spec import TableSpec
-from oneemb_jax.table import Table, check_table
+from oneemb_jax.table import CACHED_ARRAYS, Table, check_table
 
 FLOATS = ("float32", "bfloat16", "float16")
 #: Hits, misses, bad table ids and the checksum (xla_ffi/core/counters.h).
@@ -87,17 +87,20 @@ class _LookupCall:
     ) -> tuple[jax.Array, LookupContext]:
         spec = self.spec
         n = math.prod(self.batch_shape)
-        operands = (table.index, table.rows, table.layout_version, ids, table_ids)
-        like = functools.partial(out_like, operands)
+        target, names = "oneemb_lookup", ("index", "rows", "layout_version")
+        if spec.is_cached:
+            target, names = "oneemb_lookup_cached", CACHED_ARRAYS
+        arrays = [getattr(table, name) for name in names]
+        like = functools.partial(out_like, (*arrays, ids, table_ids))
         acts, slots, version, counts = _ffi.call(
-            "oneemb_lookup",
+            target,
             [
                 like((n, spec.embedding_dim), self.dtype),
                 like((n,), np.int32),
                 like((2,), np.uint32),
                 like((NUM_COUNTS,), np.uint32),
             ],
-            *operands[:3],
+            *arrays,
             ids[jnp.newaxis],
             table_ids[jnp.newaxis],
             **spec.attributes(),
@@ -168,7 +171,8 @@ def lookup(
 
     An id that the table has not seen reads as its initial row, which depends on
     nothing but the seed, the table, the id and the column. ``padding_idx`` reads
-    zeros; a table id out of range reads NaN and is counted.
+    zeros; a table id out of range reads NaN and is counted. On a cached table an
+    id reads NaN, and is counted, unless :func:`stage` was called with it before.
 
     Args:
         table: the table.
@@ -207,73 +211,3 @@ def lookup(
     if taped is not None:
         return taped(table, ids, table_ids, dtype)
     return lookup_with_tap(table, ids, table_ids, dtype)
-
-
-def stage(table: Table, ids: Any, table_ids: Any = None) -> Table:
-    """Brings the rows of ids into device memory, before ``lookup``.
-
-    On a table in device memory, where every row is there already, this is the
-    identity; a step written with it works on every store.
-
-    Args:
-        table: the table.
-        ids: as in ``lookup``: packed, where they are an argument of ``jax.jit``.
-        table_ids: as in ``lookup``.
-
-    Returns:
-        The next table.
-
-    Raises:
-        TypeError: if ``ids`` have another dtype than the key type.
-        ValueError: if shapes do not fit.
-
-    Example:
-        >>> import numpy as np
-        >>> import oneemb_jax as oe
-        >>> with oe.MultiTableEmbedding(
-        ...     "stage", 4, "float32", "int64", optimizer=oe.sgd(0.1),
-        ...     store_options=oe.make_device_mem_store_options(capacity=8),
-        ... ) as emb:
-        ...     table = emb.init()
-        ...     oe.stage(table, np.array([1, 2])) is table
-        True
-    """
-    return _check_ids(table, ids, table_ids, "stage")
-
-
-def prefetch(table: Table, ids: Any, table_ids: Any = None) -> Table:
-    """Starts to move the rows of a later batch towards device memory.
-
-    The identity on a table in device memory, as :func:`stage` is.
-
-    Args:
-        table: the table.
-        ids: the ids of a later batch, as in ``lookup``.
-        table_ids: as in ``lookup``.
-
-    Returns:
-        The next table.
-
-    Raises:
-        TypeError: if ``ids`` have another dtype than the key type.
-        ValueError: if shapes do not fit.
-
-    Example:
-        >>> import numpy as np
-        >>> import oneemb_jax as oe
-        >>> with oe.MultiTableEmbedding(
-        ...     "prefetch", 4, "float32", "int64", optimizer=oe.sgd(0.1),
-        ...     store_options=oe.make_device_mem_store_options(capacity=8),
-        ... ) as emb:
-        ...     table = emb.init()
-        ...     oe.prefetch(table, np.array([1, 2])) is table
-        True
-    """
-    return _check_ids(table, ids, table_ids, "prefetch")
-
-
-def _check_ids(table: Table, ids: Any, table_ids: Any, call: str) -> Table:
-    spec = check_table(table, call).spec
-    words = id_words(ids, spec.key_type, call)
-    table_id_period(table_ids, tuple(words.shape[:-1]), spec.num_tables, call)
-    return table

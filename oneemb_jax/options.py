@@ -20,6 +20,9 @@ from oneemb_jax.initializers import (
 )
 from oneemb_jax.optimizers import Optimizer
 
+#: What names a folder.
+AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
 _BLOCK_SIZES = (512, 4096)
 #: The kernels keep a table's number in 16 bits.
 _MOST_TABLES = 2**16
@@ -92,33 +95,46 @@ class DeviceMemStoreOptions:
     def __post_init__(self) -> None:
         """Checks every option and makes plain Python values of them."""
         call = "make_device_mem_store_options"
-        set_field = object.__setattr__
-        for name in ("capacity", "size_factor", "storage_dim", "physical_block_size"):
-            set_field(self, name, _whole(getattr(self, name), name, call))
-        set_field(self, "persistent_path", _paths(self.persistent_path, call))
-        if self.capacity < 1:
+        capacity = whole_option(self.capacity, "capacity", call)
+        object.__setattr__(self, "capacity", capacity)
+        path = path_option(self.persistent_path, call)
+        object.__setattr__(self, "persistent_path", path)
+        if capacity < 1:
             raise ValueError(
-                f"{call}(capacity={self.capacity}): pass the number of rows that "
-                "the table shall hold, 1 or more."
+                f"{call}(capacity={capacity}): pass the number of rows that the "
+                "table shall hold, 1 or more."
             )
-        if self.size_factor < 1:
-            raise ValueError(
-                f"{call}(size_factor={self.size_factor}): pass 1 or more, or leave "
-                "it out: the optimizer says what a row needs."
-            )
-        if self.storage_dim != -1 and self.storage_dim < 1:
-            raise ValueError(
-                f"{call}(storage_dim={self.storage_dim}): pass the words of a row, "
-                "or -1: the optimizer says what a row needs."
-            )
-        if self.physical_block_size not in _BLOCK_SIZES:
-            raise ValueError(
-                f"{call}(physical_block_size={self.physical_block_size}): pass 512 "
-                "or 4096, the sector size of the disk."
-            )
+        check_row_options(self, call)
 
 
-def _whole(value: Any, name: str, call: str) -> int:
+def check_row_options(options: Any, call: str) -> None:
+    """Checks what the options of every store have, and makes plain ints of it.
+
+    Args:
+        options: options with size_factor, storage_dim and physical_block_size.
+        call: the function that makes them, for messages.
+    """
+    for name in ("size_factor", "storage_dim", "physical_block_size"):
+        value = whole_option(getattr(options, name), name, call)
+        object.__setattr__(options, name, value)
+    if options.size_factor < 1:
+        raise ValueError(
+            f"{call}(size_factor={options.size_factor}): pass 1 or more, or leave "
+            "it out: the optimizer says what a row needs."
+        )
+    if options.storage_dim != -1 and options.storage_dim < 1:
+        raise ValueError(
+            f"{call}(storage_dim={options.storage_dim}): pass the words of a row, "
+            "or -1: the optimizer says what a row needs."
+        )
+    if options.physical_block_size not in _BLOCK_SIZES:
+        raise ValueError(
+            f"{call}(physical_block_size={options.physical_block_size}): pass 512 "
+            "or 4096, the sector size of the disk."
+        )
+
+
+def whole_option(value: Any, name: str, call: str) -> int:
     """A whole number as int; 1e6 is one, 0.5 and True are not."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole and not (isinstance(value, float) and value.is_integer()):
@@ -126,13 +142,14 @@ def _whole(value: Any, name: str, call: str) -> int:
     return int(value)
 
 
-def _paths(value: Any, call: str) -> str | tuple[str, ...] | None:
+def path_option(value: Any, call: str) -> str | tuple[str, ...] | None:
     """A path, several (one a process), or None."""
     if value is None:
         return None
     several = isinstance(value, list | tuple)
     paths = list(value) if several else [value]
-    if not paths or not all(isinstance(p, str | os.PathLike) and str(p) for p in paths):
+    kinds = str | bytes | os.PathLike
+    if not paths or not all(isinstance(p, kinds) and os.fsencode(p) for p in paths):
         raise TypeError(
             f"{call}(persistent_path={value!r}): pass the path of a folder, a list "
             "of paths, or None."
@@ -286,7 +303,7 @@ def table_initializers(
 
 
 def make_device_mem_store_options(
-    persistent_path: str | os.PathLike[str] | Sequence[str] | None = None,
+    persistent_path: AnyPath | Sequence[AnyPath] | None = None,
     capacity: int | None = None,
     size_factor: int = 1,
     storage_dim: int = -1,
@@ -295,8 +312,9 @@ def make_device_mem_store_options(
     """Options of an embedding whose rows are all in device memory.
 
     Args:
-        persistent_path: where snapshots go: a folder, a list of folders (one a
-            process), or None.
+        persistent_path: where snapshots go: a folder, which gets one for each rank
+            (``0-1`` for a table on one device), a list with the folder of each rank,
+            or None.
         capacity: rows that a table has room for, over all its tables. Required.
             The memory is reserved, and used as rows appear; ``oe.grow`` gives more.
         size_factor: float32 a row has for each element of the embedding,
@@ -330,9 +348,7 @@ def make_device_mem_store_options(
     )
 
 
-def check_row_width(
-    options: DeviceMemStoreOptions, embedding_dim: int, optimizer: Optimizer
-) -> None:
+def check_row_width(options: Any, embedding_dim: int, optimizer: Optimizer) -> None:
     """Checks ``size_factor`` and ``storage_dim`` against the optimizer.
 
     Both are OneFlow's way to say how wide a row is. The optimizer says that here,

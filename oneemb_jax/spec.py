@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from oneemb_jax.cached_options import CachedStoreOptions
 from oneemb_jax.ids import WORDS
 from oneemb_jax.initializers import Initializer
 from oneemb_jax.optimizers import Optimizer
@@ -26,7 +27,7 @@ class TableSpec:
         key_type: "int32", "uint32", "int64" or "uint64".
         initializers: one a column, for each table.
         optimizer: the sparse optimizer, its state layout included.
-        capacity: rows to begin with.
+        capacity: rows to begin with; of a cached table, slots of its cache.
         padding_idx: id that reads zeros and stores no row, or None.
         seed: of the initial rows.
         shared_keys: whether the same id in two tables is one row.
@@ -71,9 +72,28 @@ class TableSpec:
         return -(-words // 4) * 4 if self.embedding_dim % 4 == 0 else words
 
     @property
+    def is_cached(self) -> bool:
+        """Whether device memory is a cache, over a Store that has all rows."""
+        return isinstance(self.store, CachedStoreOptions)
+
+    @property
     def id_words(self) -> int:
         """32-bit words of an id."""
         return WORDS[self.key_type]
+
+    def state_of(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Views of the optimizer state in whole rows, by field name.
+
+        Args:
+            rows: uint32[n, row_words].
+        """
+        dim, fields = self.embedding_dim, {}
+        for i, name in enumerate(self.optimizer.state_fields):
+            fields[name] = rows[:, (1 + i) * dim : (2 + i) * dim].view(np.float32)
+        first = (1 + self.optimizer.num_state_fields) * dim
+        for i, (name, dtype) in enumerate(self.optimizer.row_fields):
+            fields[name] = rows[:, first + i].view(dtype)
+        return fields
 
     def differences(self, other: TableSpec) -> str:
         """The fields in which two specs differ, with their values.
@@ -95,7 +115,10 @@ def _attributes(spec: TableSpec) -> dict[str, Any]:
     padding = 0 if spec.padding_idx is None else spec.padding_idx
     bits = 32 * spec.id_words
     configs = [c.encode() for columns in spec.initializers for c in columns]
+    # By its name a handler finds the Store of a cached table.
+    store = {"store": spec.name} if spec.is_cached else {}
     return {
+        **store,
         "num_tables": np.int32(spec.num_tables),
         "shared_keys": spec.shared_keys,
         "has_padding": spec.padding_idx is not None,

@@ -50,7 +50,7 @@ class Store:
 
     What was put is there until it is erased or the Store is closed. What survives
     the process, a kill at any instant and a loss of power, is a snapshot that
-    :meth:`save` has returned from. A new Store is empty; snapshots stay. One
+    :meth:`save_snapshot` has returned from. A new Store is empty; snapshots stay. One
     process at a time has a folder; threads may share a Store, and its calls let
     other threads of Python run. A forked child can't use it.
 
@@ -77,9 +77,9 @@ class Store:
         >>> from oneemb_jax.store import Store
         >>> with tempfile.TemporaryDirectory() as folder, Store(folder, 8) as store:
         ...     store.put([7, 2**63], np.array([[1, 2], [3, 4]], np.uint32))
-        ...     store.save("first", b"words of mine")
+        ...     store.save_snapshot("first", b"words of mine")
         ...     erased = store.erase([7])
-        ...     before = store.size(), store.load("first"), store.size()
+        ...     before = store.size(), store.load_snapshot("first"), store.size()
         ...     rows, found = store.fetch([2**63, 8])
         >>> before, rows[0].tolist(), found.tolist()
         ((1, b'words of mine', 2), [3, 4], [True, False])
@@ -101,7 +101,7 @@ class Store:
         self.path = os.fsdecode(path)
         self.row_bytes = row_bytes
         self._store = native.Store(
-            self.path,
+            os.fsencode(path),
             row_bytes,
             kind,
             host_budget_bytes,
@@ -187,7 +187,7 @@ class Store:
         """Gives back what space it can now; that happens by itself, too."""
         self._store.compact()
 
-    def save(self, name: str, user: bytes = b"") -> None:
+    def save_snapshot(self, name: str, user: bytes = b"") -> None:
         """Saves all rows of this moment, and up to 1 MiB of the caller's own.
 
         Raises:
@@ -196,7 +196,7 @@ class Store:
         """
         self._store.save(name, user)
 
-    def load(self, name: str) -> bytes:
+    def load_snapshot(self, name: str) -> bytes:
         """Replaces all rows by a snapshot's; the caller's words that it has.
 
         It reads the snapshot once, every row of it, before it replaces any.
@@ -207,11 +207,20 @@ class Store:
         """
         return self._store.load(name)
 
-    def list(self) -> list[str]:
+    def load_from(self, folder: str | os.PathLike[str]) -> None:
+        """Replaces all rows by those of the snapshot in a folder, anywhere.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            StoreError: if it is damaged. Any error leaves the Store as it was.
+        """
+        self._store.load_from(os.fsencode(folder))
+
+    def list_snapshots(self) -> list[str]:
         """Names of the snapshots, sorted."""
         return self._store.list()
 
-    def verify(self, name: str) -> None:
+    def verify_snapshot(self, name: str) -> None:
         """Reads a snapshot whole.
 
         Raises:
@@ -220,7 +229,7 @@ class Store:
         """
         self._store.verify(name)
 
-    def delete(self, name: str) -> None:
+    def delete_snapshot(self, name: str) -> None:
         """Removes a snapshot.
 
         Raises:
@@ -228,8 +237,23 @@ class Store:
         """
         self._store.delete(name)
 
+    def attach(self, name: str, slots: int) -> int:
+        """Makes this the Store of the cached table of that name.
+
+        Args:
+            name: of the table.
+            slots: of its cache.
+
+        Returns:
+            A nonce that no other Store has: the table's arrays carry it.
+        """
+        return native.attach_store(name, self._store, slots)
+
     def close(self) -> None:
-        """Gives the folder back; rows that no snapshot has are gone."""
+        """Gives the folder back; rows that no snapshot has are gone.
+
+        A Store that a cached table has stays open until that is let go of, too.
+        """
         self._store.close()
 
     def __enter__(self) -> Self:

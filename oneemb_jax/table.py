@@ -33,6 +33,21 @@ COUNTERS = (
     "unstaged",
     "stale",
     "damaged_contexts",
+    "staged",
+    "slots_used",
+)
+
+#: The arrays of a cached table, in the order in which its handlers take them
+#: (xla_ffi/tier/cached_ffi.cc). All but the last are written.
+CACHED_ARRAYS = (
+    "index",
+    "rows",
+    "clock",
+    "counters",
+    "layout_version",
+    "generation",
+    "residency",
+    "store_nonce",
 )
 
 _MOST_ROWS = 2**31 - 1
@@ -73,6 +88,7 @@ class TableError(RuntimeError):
         "generation",
         "store_nonce",
         "learning_rate",
+        "residency",
     ],
     meta_fields=["spec"],
 )
@@ -89,13 +105,17 @@ class Table:
     Attributes:
         index: uint32[buckets, 16], from (table, id) to slot.
         rows: uint32[capacity, row_words], float32 bits of [embedding | state].
-        clock: uint32[capacity], the step that last touched a slot.
+        clock: uint32[capacity], the step that last touched a slot; of a cached
+            table, the last staged batch that wanted it.
         counters: uint32[1, counters, 2], uint64 values, low word first.
         step: uint32[1], updates so far.
         layout_version: uint32[1, 2], fingerprint of the keys in their slots.
         generation: uint32[1], changes so far.
         store_nonce: uint32[1, 2], the open Store this table belongs to; 0: none.
         learning_rate: uint32[1], float32 bits of a constant learning rate.
+        residency: uint32[capacity, 2] of a cached table: where in the index a
+            slot's key is, and whether its row is free, reserved, clean or dirty.
+            None where all rows are in device memory.
         spec: static.
 
     Example:
@@ -122,11 +142,12 @@ class Table:
     generation: jax.Array
     store_nonce: jax.Array
     learning_rate: jax.Array
+    residency: jax.Array | None
     spec: TableSpec
 
     @property
     def capacity(self) -> int:
-        """Rows the table has room for."""
+        """Rows there is room for in device memory."""
         return int(self.rows.shape[0])
 
     def __repr__(self) -> str:
@@ -145,8 +166,9 @@ class Table:
 
 
 def _leaves(table: Table) -> list[Any]:
-    fields = dataclasses.fields(table)
-    return [getattr(table, field.name) for field in fields if field.name != "spec"]
+    fields = (field.name for field in dataclasses.fields(table))
+    leaves = [getattr(table, name) for name in fields if name != "spec"]
+    return [leaf for leaf in leaves if leaf is not None]
 
 
 def _contents(table: Table) -> list[str]:
@@ -160,8 +182,11 @@ def _contents(table: Table) -> list[str]:
     _check_shapes(table, "repr")
     now = counter_values(table)
     load, step = now["rows"] / table.capacity, int(np.array(table.step)[0])
+    rows = f"{now['rows']} of {table.capacity} ({load:.1%})"
+    if table.spec.is_cached:
+        rows = f"{now['rows']}, cache of {table.capacity} slots"
     return [
-        f"  rows      {now['rows']} of {table.capacity} ({load:.1%}), step {step}",
+        f"  rows      {rows}, step {step}",
         f"  lookups   {now['hits']} hits, {now['misses']} misses",
         f"  memory    {human_bytes(sum(array.nbytes for array in _leaves(table)))}",
     ]
@@ -235,7 +260,12 @@ def _empty_arrays(spec: TableSpec, capacity: int) -> list[jax.Array]:
     return _ffi.call("oneemb_create", array_shapes(spec, capacity), **spec.attributes())
 
 
-def init_table(spec: TableSpec, device: Any = None) -> Table:
+def init_table(
+    spec: TableSpec,
+    device: Any = None,
+    capacity: int | None = None,
+    nonce: int = 0,
+) -> Table:
     """An empty table of ``spec.capacity`` rows.
 
     Memory of rows is taken from the system as rows appear.
@@ -244,12 +274,15 @@ def init_table(spec: TableSpec, device: Any = None) -> Table:
         spec: what to make.
         device: a ``jax.Device``, which the table then is committed to; None means
             JAX's default device.
+        capacity: another number of rows than the spec's.
+        nonce: of the Store that a cached table has.
     """
     if not isinstance(device, jax.Device | None):
         raise TypeError(
             f"init(device={device!r}): pass a jax.Device, such as jax.devices()[0]."
         )
-    capacity = check_capacity(spec.capacity, "init")
+    capacity = check_capacity(capacity or spec.capacity, "init")
+    store_nonce = np.array([[nonce]], np.uint64).view(np.uint32)
     constant = spec.optimizer.learning_rate
     rate = np.float32(0.0 if callable(constant) else constant)
     # default_device(None) would undo a default that the caller has set.
@@ -264,8 +297,11 @@ def init_table(spec: TableSpec, device: Any = None) -> Table:
             step=jnp.zeros((1,), jnp.uint32),
             layout_version=jnp.zeros((1, 2), jnp.uint32),
             generation=jnp.zeros((1,), jnp.uint32),
-            store_nonce=jnp.zeros((1, 2), jnp.uint32),
+            store_nonce=jnp.array(store_nonce),
             learning_rate=jnp.asarray(rate.reshape(1).view(np.uint32)),
+            residency=(
+                jnp.zeros((capacity, 2), jnp.uint32) if spec.is_cached else None
+            ),
             spec=spec,
         )
     # Committed, or the first jitted step would move it to the default device.
@@ -309,6 +345,8 @@ def _check_shapes(table: Table, call: str) -> None:
         "layout_version": (1, 2),
         "generation": (1,),
     }
+    if table.spec.is_cached:
+        wanted |= {"residency": (capacity, 2), "store_nonce": (1, 2)}
     for name, shape in wanted.items():
         leaf = getattr(table, name)
         if np.shape(leaf) != shape or leaf.dtype != np.uint32:

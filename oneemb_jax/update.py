@@ -20,7 +20,7 @@ from oneemb_jax.sparse_grad import (
     pairs_of,
 )
 from oneemb_jax.spec import TableSpec
-from oneemb_jax.table import Table, check_table
+from oneemb_jax.table import CACHED_ARRAYS, Table, check_table
 
 #: The arrays of a table that an update writes, in the order of its handler.
 _WRITTEN = (
@@ -161,17 +161,22 @@ def update(
     ]
     # The lookups' slots and counts are operands, so XLA orders this write after
     # those reads; without that edge it copies the whole table, twice.
-    written = [getattr(table, name) for name in _WRITTEN]
-    operands = (*written, *scalars, *lookups, *_reads_before(after, spec))
+    target, names = "oneemb_update", _WRITTEN
+    if spec.is_cached:
+        target, names = "oneemb_update_cached", (*CACHED_ARRAYS, "step")
+    written = [name for name in names if name != "store_nonce"]
+    arrays = [getattr(table, name) for name in names]
+    before = [getattr(table, name) for name in written]
+    operands = (*arrays, *scalars, *lookups, *_reads_before(after, spec))
     results = _ffi.call(
-        "oneemb_update",
-        [out_like(operands, array.shape, array.dtype) for array in written],
+        target,
+        [out_like(operands, leaf.shape, leaf.dtype) for leaf in before],
         *operands,
-        aliases={i: i for i in range(len(written))},
+        aliases={names.index(name): i for i, name in enumerate(written)},
         num_lookups=np.int32(len(pairs)),
         **spec.attributes(),
     )
-    return dataclasses.replace(table, **dict(zip(_WRITTEN, results, strict=True)))
+    return dataclasses.replace(table, **dict(zip(written, results, strict=True)))
 
 
 def global_norm(ctx: Any, grads: Any = None) -> jax.Array:

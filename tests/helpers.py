@@ -8,6 +8,8 @@ import jax
 import numpy as np
 
 import oneemb_jax as oe
+from oneemb_jax.cache import init_cached
+from oneemb_jax.cached_options import CachedStoreOptions
 from oneemb_jax.table import TableSpec, init_table
 
 _names = itertools.count()
@@ -35,9 +37,25 @@ def make_table(dim: int | tuple[int, ...] = 4, **changes: Any) -> oe.Table:
     return init_table(make_spec(dim, **changes))
 
 
+def make_cached(
+    folder: Any,
+    slots: int = 64,
+    dim: int | tuple[int, ...] = 4,
+    kind: str = "ssd",
+    host_cache_mb: float = 0,
+    **changes: Any,
+) -> oe.Table:
+    """An empty cached table with so many slots; its Store is in ``folder``."""
+    store = CachedStoreOptions(
+        kind, 1.0, str(folder), host_cache_budget_mb=host_cache_mb
+    )
+    return init_cached(make_spec(dim, store=store, capacity=slots, **changes))
+
+
 def train(table: oe.Table, ids: Any, grads: Any, **options: Any) -> oe.Table:
-    """One lookup and one update."""
+    """One lookup and one update; of a cached table, after staging."""
     table_ids = options.pop("table_ids", None)
+    table = oe.stage(table, ids, table_ids)
     _, ctx = oe.lookup(table, ids, table_ids)
     return oe.update(table, ctx, np.asarray(grads), **options)
 
@@ -74,7 +92,8 @@ def table_copies(text: str, table: oe.Table) -> list[str]:
     )
     shapes = {
         f"u32[{','.join(map(str, leaf.shape))}]"
-        for leaf in (table.index, table.rows, table.clock)
+        for leaf in (table.index, table.rows, table.clock, table.residency)
+        if leaf is not None
     }
     found = []
     for line in text.splitlines():

@@ -27,6 +27,7 @@ def test_a_library_that_does_not_load(tmp_path):
 
 @built
 def test_it_has_every_handler():
+    assert library is not None
     for symbol in _cuda.HANDLERS.values():
         assert getattr(library, symbol)
     assert library.OneembCudaApiMinor() <= 3

@@ -73,7 +73,7 @@ def test_import_needs_only_the_declared_dependencies():
     program = (
         "import sys, oneemb_jax\n"
         "optional = {'optax', 'flax', 'equinox', 'matplotlib', 'tqdm', 'sklearn',"
-        " 'polars', 'pandas', 'orbax', 'torch'}\n"
+        " 'polars', 'pandas', 'orbax', 'torch', 'grain'}\n"
         "sys.exit(str(optional & set(sys.modules)) if optional & set(sys.modules)"
         " else 0)\n"
     )

@@ -79,29 +79,29 @@ class StoreModel(RuleBasedStateMachine):
     def save(self, name: str, user: bytes):
         if name in self.saved:
             with pytest.raises(FileExistsError):
-                self.store.save(name, user)
+                self.store.save_snapshot(name, user)
         else:
-            self.store.save(name, user)
+            self.store.save_snapshot(name, user)
             self.saved[name] = dict(self.rows), user
 
     @rule(name=NAMES)
     def load(self, name: str):
         if name not in self.saved:
             with pytest.raises(FileNotFoundError, match=name):
-                self.store.load(name)
+                self.store.load_snapshot(name)
             return
         rows, user = self.saved[name]
-        assert self.store.load(name) == user
-        self.store.verify(name)
+        assert self.store.load_snapshot(name) == user
+        self.store.verify_snapshot(name)
         self.rows = dict(rows)
 
     @rule(name=NAMES)
     def delete(self, name: str):
         if self.saved.pop(name, None) is not None:
-            self.store.delete(name)
+            self.store.delete_snapshot(name)
         else:
             with pytest.raises(FileNotFoundError):
-                self.store.delete(name)
+                self.store.delete_snapshot(name)
 
     @rule()
     def reopen(self):
@@ -116,7 +116,7 @@ class StoreModel(RuleBasedStateMachine):
     @invariant()
     def agrees(self):
         if hasattr(self, "store"):
-            assert self.store.list() == sorted(self.saved)
+            assert self.store.list_snapshots() == sorted(self.saved)
             assert self.store.size() == len(self.rows)
             assert contents(self.store) == self.rows
 
@@ -166,9 +166,9 @@ def test_wrong_arguments_change_nothing(tmp_path: Path):
                 store.put(ids, rows, tables)
         for name in ("", ".hidden", "a/b", "x" * 201):
             with pytest.raises(ValueError, match="name"):
-                store.save(name)
+                store.save_snapshot(name)
         assert store.size() == 0
-        assert store.list() == []
+        assert store.list_snapshots() == []
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path):
@@ -258,16 +258,16 @@ def test_a_full_budget_is_an_exception(tmp_path: Path):
 def test_damage_is_an_error_and_changes_nothing(tmp_path: Path):
     with Store(tmp_path, 8) as store:
         store.put([1], np.ones((1, 2), np.uint32))
-        store.save("good")
+        store.save_snapshot("good")
         store.put([2], np.ones((1, 2), np.uint32))
         manifest = tmp_path / "snap" / "good" / "MANIFEST"
         words = bytearray(manifest.read_bytes())
         words[-1] ^= 1
         manifest.write_bytes(words)
         with pytest.raises(StoreError, match="MANIFEST"):
-            store.load("good")
+            store.load_snapshot("good")
         with pytest.raises(StoreError, match="MANIFEST"):
-            store.verify("good")
+            store.verify_snapshot("good")
         assert store.size() == 2
 
 

@@ -85,8 +85,10 @@ def own_commands() -> Iterator[dict[str, str]]:
         if entry["file"] in ours:
             ours.remove(entry["file"])
             yield entry
-    # Headers and device code are seen through the sources that include them.
-    left = [path for path in ours if path.endswith(".cc")]
+    # Headers are seen through the sources that include them. cuda/ is left to nvcc,
+    # whose warnings are errors: this build is without CUDA, as most machines are.
+    cuda = f"{ROOT / 'cuda'}{os.sep}"
+    left = [p for p in ours if p.endswith(".cc") and not p.startswith(cuda)]
     if left:
         raise FileNotFoundError(f"no compile command for {left}")
 

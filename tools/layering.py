@@ -23,19 +23,25 @@ PACKAGE = "oneemb_jax"
 LAYERS = (
     ("_version", "_config", "_compat"),
     ("_native", "_cuda"),
-    ("ids", "initializers", "optimizer", "oneflow_format"),
-    ("optimizers", "oneflow_reader", "oneflow_writer", "oneflow_rows"),
+    ("batches", "ids", "initializers", "optimizer", "oneflow_format"),
+    ("batch_ids", "optimizers", "oneflow_reader", "oneflow_writer", "oneflow_rows"),
     ("options", "oneflow_verify"),
-    ("_ffi", "spec"),
+    ("cached_options",),
+    ("_ffi", "spec", "embedding_args"),
     ("table", "store"),
-    ("counters", "lookup"),
-    ("sparse_grad",),
+    ("cache",),
+    ("counters", "lookup", "manifest", "trees"),
+    ("sparse_grad", "tiers", "watch", "snapshot_files", "saved_files"),
     ("update",),
-    ("grad", "host", "items", "exchange", "snapshot"),
+    ("grad", "host", "items", "exchange", "persistent_table"),
+    ("snapshot",),
+    ("snapshot_methods",),
     ("embedding", "scheduler"),
-    ("oneflow_tables",),
-    ("oneflow", "checkpoint"),
+    ("oneflow_tables", "saving"),
+    ("oneflow", "checkpoint", "restoring"),
     ("formats",),
+    ("formats_oneflow", "formats_snapshot"),
+    ("formats_save",),
     ("cli",),
     ("__init__",),
     ("__main__",),
@@ -50,13 +56,24 @@ INCLUDES = {
     "xla_ffi/cpu": {"core", "cpu"},
     "xla_ffi/ffi": {"core", "ffi"},
     "xla_ffi/store": {"core", "store"},
+    "xla_ffi/tier": {"core", "cpu", "store", "tier"},
     "cuda": {"core", "cuda"},
-    "tests/cpp": {"core", "cpu", "store"},
+    "tests/cpp": {"core", "cpu", "store", "tier"},
 }
-MODULE_INCLUDES = {"core", "cpu", "store", "cuda", "store_module.h"}
+MODULE_INCLUDES = {
+    "core", "cpu", "store", "tier", "cuda", "store_arrays.h", "store_module.h"
+}  # fmt: skip
 # The sources that know Python.
 MODULE_FILES = {
-    f"xla_ffi/{n}" for n in ("module.cc", "store_module.cc", "store_module.h")
+    f"xla_ffi/{name}"
+    for name in (
+        "module.cc",
+        "snapshot_module.cc",
+        "store_arrays.cc",
+        "store_arrays.h",
+        "store_module.cc",
+        "store_module.h",
+    )
 }
 # The side of a folder that knows XLA, besides every *_ffi.cc and *_ffi.h.
 FFI_HEADERS = {"ffi_util", "handlers"}

@@ -8,6 +8,7 @@
 #include "cpu/handlers.h"
 #include "cpu/memory.h"
 #include "store_module.h"
+#include "tier/handlers.h"
 
 namespace nb = nanobind;
 
@@ -26,6 +27,14 @@ nb::dict Handlers() {
   handlers["oneemb_grow"] = Capsule(oneemb::OneembGrow);
   handlers["oneemb_read_rows"] = Capsule(oneemb::OneembReadRows);
   handlers["oneemb_write_rows"] = Capsule(oneemb::OneembWriteRows);
+  handlers["oneemb_stage"] = Capsule(oneemb::OneembStage);
+  handlers["oneemb_prefetch"] = Capsule(oneemb::OneembPrefetch);
+  handlers["oneemb_lookup_cached"] = Capsule(oneemb::OneembLookupCached);
+  handlers["oneemb_update_cached"] = Capsule(oneemb::OneembUpdateCached);
+  handlers["oneemb_read_cached_rows"] = Capsule(oneemb::OneembReadCachedRows);
+  handlers["oneemb_write_cached_rows"] = Capsule(oneemb::OneembWriteCachedRows);
+  handlers["oneemb_write_down"] = Capsule(oneemb::OneembWriteDown);
+  handlers["oneemb_flush"] = Capsule(oneemb::OneembFlush);
   return handlers;
 }
 

@@ -1,170 +1,24 @@
-// The store for Python: arrays in and out, statuses as exceptions. Every call
-// that may touch a disk runs without the interpreter's lock.
+// The Store for Python.
 #include "store_module.h"
 
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
-#include <cerrno>
 #include <cstdint>
 #include <memory>
-#include <mutex>
-#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "store/store.h"
+#include "store/table_store.h"
+#include "store_arrays.h"
 
 namespace nb = nanobind;
 
 namespace oneemb {
 namespace {
-
-using Ids =
-    nb::ndarray<const uint64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Tables =
-    nb::ndarray<const uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using RowsIn =
-    nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using RowsOut =
-    nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Flags = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-// What Python sees as StoreError.
-class StoreError : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
-
-// (errno, message) in the class of OSError that Python has for the errno.
-[[noreturn]] void RaiseSystem(int error, const std::string& message) {
-  const nb::tuple arguments = nb::make_tuple(error, message);
-  PyErr_SetObject(PyExc_OSError, arguments.ptr());
-  throw nb::python_error();
-}
-
-void Raise(const Status& status) {
-  const std::string& message = status.message();
-  const auto error_or = [&](int error) {
-    return status.error() != 0 ? status.error() : error;
-  };
-  switch (status.kind()) {
-    case StatusKind::kOk:
-      return;
-    case StatusKind::kInvalidArgument:
-      throw nb::value_error(message.c_str());
-    case StatusKind::kNotFound:
-      RaiseSystem(ENOENT, message);
-    case StatusKind::kAlreadyExists:
-      RaiseSystem(EEXIST, message);
-    case StatusKind::kLocked:
-      RaiseSystem(EAGAIN, message);
-    case StatusKind::kNoSpace:
-      RaiseSystem(ENOSPC, message);
-    case StatusKind::kIoError:
-      RaiseSystem(error_or(EIO), message);
-    case StatusKind::kNoLink:
-      RaiseSystem(error_or(EXDEV), message);
-    case StatusKind::kNoMemory:
-      PyErr_SetString(PyExc_MemoryError, message.c_str());
-      throw nb::python_error();
-    case StatusKind::kCorruption:
-    case StatusKind::kUnavailable:
-      throw StoreError(message);
-  }
-}
-
-// Runs `body` without the interpreter's lock and raises what it returns.
-template <class Body>
-void RunReleased(const Body& body) {
-  Status status;
-  {
-    const nb::gil_scoped_release released;
-    status = body();
-  }
-  Raise(status);
-}
-
-std::vector<Key> Keys(const Ids& ids, const Tables& tables) {
-  if (ids.size() != tables.size()) {
-    throw nb::value_error("ids and tables differ in length");
-  }
-  std::vector<Key> keys(ids.size());
-  for (size_t i = 0; i < keys.size(); ++i) {
-    keys[i] = {ids.data()[i], tables.data()[i]};
-  }
-  return keys;
-}
-
-KeySpan Span(const std::vector<Key>& keys) {
-  return {keys.data(), static_cast<int64_t>(keys.size())};
-}
-
-void CheckRows(size_t count, size_t width, size_t keys, int64_t row_bytes) {
-  if (count != keys || width != static_cast<size_t>(row_bytes)) {
-    throw nb::value_error(("rows: expected " + std::to_string(keys) +
-                           " rows of " + std::to_string(row_bytes) + " bytes")
-                              .c_str());
-  }
-}
-
-// An array that takes over a vector.
-template <class T, class Vector>
-nb::object Array(Vector vector, std::vector<size_t> shape) {
-  auto owned = std::make_unique<Vector>(std::move(vector));
-  void* data = owned->data();
-  const nb::capsule owner(
-      owned.get(), [](void* p) noexcept { delete static_cast<Vector*>(p); });
-  (void)owned.release();
-  return nb::cast(
-      nb::ndarray<nb::numpy, T>(data, shape.size(), shape.data(), owner));
-}
-
-// (ids, tables, rows) of a batch.
-nb::tuple Arrays(RowBatch batch, int64_t row_bytes) {
-  const size_t count = batch.keys.size();
-  std::vector<uint64_t> ids(count);
-  std::vector<uint16_t> tables(count);
-  for (size_t i = 0; i < count; ++i) {
-    ids[i] = batch.keys[i].id;
-    tables[i] = batch.keys[i].table;
-  }
-  return nb::make_tuple(
-      Array<uint64_t>(std::move(ids), {count}),
-      Array<uint16_t>(std::move(tables), {count}),
-      Array<uint8_t>(std::move(batch.rows),
-                     {count, static_cast<size_t>(row_bytes)}));
-}
-
-// Rows in chunks; keeps alive what they come from.
-class Rows {
- public:
-  Rows(std::shared_ptr<Store> store, std::unique_ptr<RowSource> source,
-       int64_t row_bytes)
-      : store_(std::move(store)),
-        source_(std::move(source)),
-        row_bytes_(row_bytes) {}
-
-  nb::tuple Next() {
-    RowBatch batch;
-    RunReleased([&]() -> Status {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      ONEEMB_RETURN_IF_ERROR(source_->Next(&batch));
-      return batch.bad.empty() ? Status() : batch.bad.front();
-    });
-    if (batch.empty()) throw nb::stop_iteration();
-    return Arrays(std::move(batch), row_bytes_);
-  }
-
- private:
-  std::mutex mutex_;
-  const std::shared_ptr<Store> store_;
-  const std::unique_ptr<RowSource> source_;
-  const int64_t row_bytes_;
-};
 
 StoreKind KindOf(const std::string& name) {
   if (name == "host") return StoreKind::kHost;
@@ -184,13 +38,12 @@ Engine EngineOf(const std::string& name) {
 // runs lets go of it.
 class StoreHandle {
  public:
-  StoreHandle(const std::string& path, int64_t row_bytes,
-              const std::string& kind, int64_t host_budget_bytes,
-              int64_t block_bytes, int64_t segment_bytes,
-              const std::string& engine)
+  StoreHandle(const nb::bytes& path, int64_t row_bytes, const std::string& kind,
+              int64_t host_budget_bytes, int64_t block_bytes,
+              int64_t segment_bytes, const std::string& engine)
       : row_bytes_(row_bytes) {
     StoreOptions options;
-    options.path = path;
+    options.path = PathOf(path);
     options.row_bytes = row_bytes;
     options.kind = KindOf(kind);
     options.host_budget_bytes = host_budget_bytes;
@@ -204,6 +57,9 @@ class StoreHandle {
   ~StoreHandle() { Close(); }
   StoreHandle(const StoreHandle&) = delete;
   StoreHandle& operator=(const StoreHandle&) = delete;
+
+  // The Store, for a cached table as well.
+  std::shared_ptr<Store> Share() const { return Use(); }
 
   void Close() {
     std::shared_ptr<Store> store = std::move(store_);
@@ -298,6 +154,12 @@ class StoreHandle {
     return nb::bytes(user.data(), user.size());
   }
 
+  void LoadFrom(const nb::bytes& folder) {
+    const std::string path = PathOf(folder);
+    const std::shared_ptr<Store> store = Use();
+    RunReleased([&] { return store->LoadFrom(path, nullptr); });
+  }
+
   std::vector<std::string> List() {
     std::vector<std::string> names;
     const std::shared_ptr<Store> store = Use();
@@ -332,7 +194,7 @@ class StoreHandle {
 
 void AddStoreClass(nb::module_& m) {
   nb::class_<StoreHandle>(m, "Store")
-      .def(nb::init<const std::string&, int64_t, const std::string&, int64_t,
+      .def(nb::init<const nb::bytes&, int64_t, const std::string&, int64_t,
                     int64_t, int64_t, const std::string&>())
       .def("close", &StoreHandle::Close)
       .def_prop_ro("closed", &StoreHandle::closed)
@@ -345,19 +207,93 @@ void AddStoreClass(nb::module_& m) {
       .def("compact", &StoreHandle::Compact)
       .def("save", &StoreHandle::Save)
       .def("load", &StoreHandle::Load)
+      .def("load_from", &StoreHandle::LoadFrom)
       .def("list", &StoreHandle::List)
       .def("verify", &StoreHandle::Verify)
       .def("delete", &StoreHandle::Delete);
 }
 
+// Figures of the Store that a cached table has: None without one.
+nb::object StoreOfTable(const std::string& name) {
+  const std::shared_ptr<TableStore> store = FindStore(name);
+  if (store == nullptr) return nb::none();
+  const TierFigures& figures = store->figures();
+  nb::dict dict;
+  dict["nonce"] = store->nonce();
+  dict["generation"] = store->generation();
+  dict["cache_hits"] = figures.hits.load();
+  dict["cache_misses"] = figures.misses.load();
+  dict["prefetched"] = figures.prefetched.load();
+  dict["prefetch_refused"] = figures.refused.load();
+  dict["stalls"] = figures.stalls.load();
+  dict["victims"] = figures.victims.load();
+  dict["write_backs"] = figures.write_backs.load();
+  dict["unstaged"] = figures.unstaged.load();
+  dict["stale"] = figures.stale.load();
+  return dict;
+}
+
+// (ids, tables, rows) that wait to be written, after an attempt to do so. None
+// without a Store.
+nb::object SettleStore(const std::string& name) {
+  const std::shared_ptr<TableStore> store = FindStore(name);
+  if (store == nullptr) return nb::none();
+  RowBatch batch;
+  {
+    const nb::gil_scoped_release released;
+    const MutexLock lock(store->operations());
+    if (!store->mover().Drain().ok()) {
+      store->mover().Waiting(&batch.keys, &batch.rows);
+    }
+  }
+  return Arrays(std::move(batch), store->store()->options().row_bytes);
+}
+
+void AddTableStores(nb::module_& m) {
+  m.def("settle_store", &SettleStore, "Rows that could not be written.");
+  m.def(
+      "attach_store",
+      [](const std::string& name, const StoreHandle& store, int64_t slots) {
+        const std::shared_ptr<Store> shared = store.Share();
+        const nb::gil_scoped_release released;
+        return AttachStore(name, shared, slots);
+      },
+      "Makes a Store the one of a table's name; a nonce.");
+  m.def(
+      "detach_store",
+      [](const std::string& name, uint64_t nonce) {
+        const nb::gil_scoped_release released;
+        DetachStore(name, nonce);
+      },
+      "Lets go of a table's Store.");
+  m.def("store_of_table", &StoreOfTable,
+        "Figures of a table's Store, or None.");
+  m.def(
+      "take_store_error",
+      [](const std::string& name) {
+        const std::shared_ptr<TableStore> store = FindStore(name);
+        if (store != nullptr) Raise(store->TakeError());
+      },
+      "Raises, once, what a table's Store could not do.");
+  m.def(
+      "reset_store_figures",
+      [](const std::string& name) {
+        const std::shared_ptr<TableStore> store = FindStore(name);
+        if (store != nullptr) store->figures().Reset();
+      },
+      "Counts of a table's Store from zero.");
+}
+
 }  // namespace
 
 void AddStore(nb::module_& m) {
-  const nb::exception<StoreError> error(m, "StoreError", PyExc_RuntimeError);
+  AddStoreError(&m);
   nb::class_<Rows>(m, "Rows")
       .def("__iter__", [](nb::handle self) { return self; })
       .def("__next__", &Rows::Next);
   AddStoreClass(m);
+  AddTableStores(m);
+  AddSnapshots(m);
 }
 
 }  // namespace oneemb

@@ -5,7 +5,10 @@
 
 namespace oneemb {
 
-// Adds Store, its iterator and StoreError.
+// Adds Store, its iterator and StoreError, and what AddSnapshots adds.
 void AddStore(nanobind::module_& module);
+
+// Adds what reads and writes snapshots without an open Store.
+void AddSnapshots(nanobind::module_& module);
 
 }  // namespace oneemb

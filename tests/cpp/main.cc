@@ -1,7 +1,7 @@
 // Runs the tests of one executable: all of them, those named as arguments, or
 // with k/n as the only argument every n-th, beginning with test k.
 #include <algorithm>
-#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 
@@ -47,13 +47,13 @@ struct Choice {
 
 // Whether the arguments make sense; what is wrong is printed.
 bool Parse(int argc, char** argv, Choice* choice) {
-  size_t first = 0;
-  size_t stride = 0;
-  if (argc == 2 && std::sscanf(argv[1], "%zu/%zu", &first, &stride) == 2 &&
-      first < stride) {
-    choice->first = first;
-    choice->stride = stride;
-    return true;
+  if (argc == 2 && std::strchr(argv[1], '/') != nullptr) {
+    char* slash = nullptr;
+    choice->first = std::strtoul(argv[1], &slash, 10);
+    choice->stride = *slash == '/' ? std::strtoul(slash + 1, nullptr, 10) : 0;
+    if (choice->first < choice->stride) return true;
+    std::cerr << "no share " << argv[1] << '\n';
+    return false;
   }
   choice->names.assign(argv + 1, argv + argc);
   for (const char* name : choice->names) {

@@ -125,9 +125,11 @@ ONEEMB_HD int32_t FindSlot(const IndexView& index, Key key, uint64_t hash) {
                       HomeBucket(hash, index.num_buckets));
 }
 
-// Adds a key that is not there. False when every bucket is full.
-ONEEMB_HD bool InsertKey(const IndexView& index, Key key, uint64_t hash,
-                         int32_t slot) {
+// Adds a key that is not there, to an entry which keeps it until it is erased:
+// entry e of bucket b has the number b * kBucketEntries + e. That number, or -1
+// when every bucket is full.
+ONEEMB_HD int64_t InsertEntry(const IndexView& index, Key key, uint64_t hash,
+                              int32_t slot) {
   int64_t b = HomeBucket(hash, index.num_buckets);
   for (int64_t probe = 0; probe < index.num_buckets; ++probe) {
     Bucket& bucket = index.buckets[b];
@@ -137,12 +139,42 @@ ONEEMB_HD bool InsertKey(const IndexView& index, Key key, uint64_t hash,
       bucket.ids[e] = key.id;
       bucket.tables[e] = key.table;
       bucket.slots[e] = slot;
-      return true;
+      return b * kBucketEntries + e;
     }
     ++bucket.overflow;
     if (++b == index.num_buckets) b = 0;
   }
-  return false;
+  return -1;
+}
+
+// The same; whether there was room.
+ONEEMB_HD bool InsertKey(const IndexView& index, Key key, uint64_t hash,
+                         int32_t slot) {
+  return InsertEntry(index, key, hash, slot) >= 0;
+}
+
+// The key of an entry that is in use.
+ONEEMB_HD Key EntryKey(const IndexView& index, int64_t entry) {
+  const Bucket& bucket = index.buckets[entry / kBucketEntries];
+  const int64_t e = entry % kBucketEntries;
+  return {bucket.ids[e], bucket.tables[e]};
+}
+
+// Takes out the key of an entry, whose hash this is; other keys stay where they
+// are. The buckets that it had to go past no longer count it.
+ONEEMB_HD void EraseEntry(const IndexView& index, int64_t entry,
+                          uint64_t hash) {
+  const int64_t last = entry / kBucketEntries;
+  const int64_t e = entry % kBucketEntries;
+  for (int64_t b = HomeBucket(hash, index.num_buckets); b != last;) {
+    --index.buckets[b].overflow;
+    if (++b == index.num_buckets) b = 0;
+  }
+  Bucket& bucket = index.buckets[last];
+  bucket.tags[e] = 0;
+  bucket.ids[e] = 0;
+  bucket.tables[e] = 0;
+  bucket.slots[e] = 0;
 }
 
 }  // namespace oneemb

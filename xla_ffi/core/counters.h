@@ -5,7 +5,7 @@
 namespace oneemb {
 
 enum Counter : int {
-  kRows = 0,          // rows present; also the next free slot
+  kRows = 0,          // rows present; also the next free slot, if not cached
   kHits,              // looked-up ids with a row, added by update
   kMisses,            // looked-up ids without one, added by update
   kInserts,           // rows inserted
@@ -18,6 +18,8 @@ enum Counter : int {
   kUnstaged,          // ids of a cached table that were not staged
   kStale,             // operations refused on a superseded table
   kDamagedContexts,   // updates refused for a context that was changed
+  kStaged,            // batches that were staged; the clock of a cached table
+  kSlotsUsed,         // slots of a cached table that were ever in use
   kNumCounters
 };
 

@@ -25,6 +25,7 @@ struct IdsView {
   }
 
   ONEEMB_HD int32_t Table(int64_t i) const {
+    if (table_period == 1 && batch_size == size) return table_ids[0];
     if (size > UINT32_MAX) {
       const int64_t batch = i / batch_size;
       const int64_t within = i % batch_size;

@@ -118,22 +118,21 @@ ONEEMB_HD void InitialBlock(const InitializerConfig& config, uint64_t seed,
   RowDraws draws = MakeRowDraws(seed, table, id);
   draws.counter[3] = block;
   const PhiloxBlock words = Philox(draws.counter, draws.key);
-  for (int c = 0; c < 4; ++c) {
-    switch (config.kind) {
-      case InitializerKind::kConstant:
-        out[c] = config.base;
-        break;
-      case InitializerKind::kUniform:
-        out[c] = UniformValue(config, words.w[c]);
-        break;
-      case InitializerKind::kNormal:
-        if (c % 2 != 0) break;
+  switch (config.kind) {
+    case InitializerKind::kConstant:
+      for (int c = 0; c < 4; ++c) out[c] = config.base;
+      break;
+    case InitializerKind::kUniform:
+      for (int c = 0; c < 4; ++c) out[c] = UniformValue(config, words.w[c]);
+      break;
+    case InitializerKind::kNormal:
+      for (int c = 0; c < 4; c += 2) {
         NormalPair(config, words.w[c], words.w[c + 1], &out[c], &out[c + 1]);
-        break;
-      case InitializerKind::kTruncNormal:
-        out[c] = TruncNormalValue(config, words.w[c]);
-        break;
-    }
+      }
+      break;
+    case InitializerKind::kTruncNormal:
+      for (int c = 0; c < 4; ++c) out[c] = TruncNormalValue(config, words.w[c]);
+      break;
   }
 }
 
@@ -169,6 +168,7 @@ ONEEMB_HD void InitialColumns(const RowInitializers& rows, uint16_t table,
   int32_t k = 0;
   while (k + 1 < rows.num_columns && rows.column_ends[k] <= first) ++k;
   InitialBlock(configs[k], rows.seed, draw_table, id, block, out);
+  if (k + 1 == rows.num_columns || rows.column_ends[k] >= first + 4) return;
   for (int32_t c = 1; c < 4; ++c) {
     if (k + 1 == rows.num_columns || first + c < rows.column_ends[k]) continue;
     ++k;

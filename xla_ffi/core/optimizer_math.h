@@ -464,7 +464,9 @@ ONEEMB_HD void DispatchOptimizer(OptimizerKind kind, const F& f) {
 template <class Optimizer>
 ONEEMB_HD uint32_t InitialStateWord(const OptimizerConfig& config, int64_t dim,
                                     int64_t word) {
-  const int64_t field = word / dim - 1;
+  // 32-bit divisions take a fraction of the time on a GPU.
+  const int64_t field =
+      int64_t{static_cast<uint32_t>(word) / static_cast<uint32_t>(dim)} - 1;
   if (field < Optimizer::kStateFields) {
     return FloatBits(Optimizer::InitialField(config, static_cast<int>(field)));
   }

@@ -8,6 +8,7 @@
 #include "core/initializers.h"
 #include "core/macros.h"
 #include "core/optimizer_config.h"
+#include "core/residency.h"
 
 namespace oneemb {
 
@@ -24,10 +25,19 @@ struct TableView {
   uint32_t* rows;  // [capacity, row_words]
   int64_t row_words;
   int64_t capacity;
-  uint32_t* clock;     // [capacity], the step that last touched a slot
+  // [capacity], the step that last touched a slot; of a cached table, the last
+  // batch staged that wanted it.
+  uint32_t* clock;
   uint64_t* counters;  // [kNumCounters]
   uint64_t* layout_version;
+  // [capacity] of a cached table; null when all rows are in device memory.
+  SlotResidency* residency = nullptr;
 
+  ONEEMB_HD bool cached() const { return residency != nullptr; }
+  // Whether a slot is set aside for a key that has no row yet.
+  ONEEMB_HD bool IsReserved(int64_t slot) const {
+    return cached() && residency[slot].state == kSlotReserved;
+  }
   ONEEMB_HD uint32_t* Row(int64_t slot) const {
     return rows + slot * row_words;
   }

@@ -33,11 +33,11 @@ class RowWriter {
   void Write(const ProbeItem& item) const {
     Storage* const out = out_ + item.position * rules_.embedding_dim;
     const int32_t slot = item.slot;
-    if (slot >= 0) {
+    if (slot >= 0 && !table_.IsReserved(slot)) {
       return Convert(reinterpret_cast<const float*>(table_.Row(slot)), out);
     }
     if (slot == kSlotPadding) return Fill(0.0F, out);
-    if (slot == kSlotBadTable) {
+    if (slot == kSlotBadTable || (slot < 0 && table_.cached())) {
       return Fill(std::numeric_limits<float>::quiet_NaN(), out);
     }
     FillInitialRow(rules_.initializers, static_cast<uint16_t>(item.table),
@@ -71,11 +71,15 @@ class RowWriter {
 
 struct Counts {
   uint32_t values[kNumLookupCounts] = {};
+  int64_t unstaged = 0;
 
-  void Add(int32_t slot) {
-    values[kLookupHits] += slot >= 0 ? 1 : 0;
-    values[kLookupMisses] += slot == kSlotMissing ? 1 : 0;
+  void Add(const TableView& table, int32_t slot) {
+    const bool missing = slot == kSlotMissing;
+    const bool reserved = slot >= 0 && table.IsReserved(slot);
+    values[kLookupHits] += slot >= 0 && !reserved ? 1 : 0;
+    values[kLookupMisses] += reserved || (missing && !table.cached()) ? 1 : 0;
     values[kLookupBadTables] += slot == kSlotBadTable ? 1 : 0;
+    unstaged += missing && table.cached() ? 1 : 0;
   }
 };
 
@@ -97,7 +101,7 @@ Counts LookupRange(const TableView& table, const TableRules& rules,
   const auto emit = [&](const ProbeItem& item) {
     writer.Write(item);
     out.slots[item.position] = item.slot;
-    counts.Add(item.slot);
+    counts.Add(table, item.slot);
   };
   Probe(table.index, rules.keys, ids, range, ahead, emit);
   // Apart: in vectors it takes a fifth of what it would in `emit`.
@@ -113,6 +117,7 @@ bool Lookup(Parallel* parallel, const TableView& table, const TableRules& rules,
   AdviseHugePages(out.activations,
                   ids.size * rules.embedding_dim * FloatBytes(out.type));
   std::atomic<uint32_t> totals[kNumLookupCounts] = {};
+  std::atomic<int64_t> unstaged{0};
   const int64_t tasks = NumTasks(*parallel, ids.size, kGrain, 4);
   const Scratch rows(tasks * rules.embedding_dim * int64_t{sizeof(float)});
   if (!rows.ok()) return false;
@@ -123,9 +128,11 @@ bool Lookup(Parallel* parallel, const TableView& table, const TableRules& rules,
           table, rules, ids, out, range,
           rows.As<float>() + task * rules.embedding_dim);
       for (int c = 0; c < kNumLookupCounts; ++c) totals[c] += counts.values[c];
+      unstaged += counts.unstaged;
     });
   });
   for (int c = 0; c < kNumLookupCounts; ++c) out.counts[c] = totals[c];
+  if (out.unstaged != nullptr) *out.unstaged = unstaged;
   return true;
 }
 

@@ -13,11 +13,14 @@ struct LookupOutput {
   FloatType type;
   int32_t* slots;    // [ids.size], a slot or one of kSlot{Missing,...}
   uint32_t* counts;  // [kNumLookupCounts], the checksum included
+  // How many ids of a cached table were not staged; may be null.
+  int64_t* unstaged = nullptr;
 };
 
 // An id with a row reads it; an unseen id reads its initial row; padding reads
-// zeros; a table id out of range reads NaN. `ids` are one microbatch. False
-// when there is no memory to work in.
+// zeros; a table id out of range reads NaN, and so does an id that a cached
+// table does not have at hand: its slot is kSlotMissing. `ids` are one
+// microbatch. False when there is no memory to work in.
 bool Lookup(Parallel* parallel, const TableView& table, const TableRules& rules,
             const IdsView& ids, const LookupOutput& out);
 

@@ -113,7 +113,9 @@ void ReadRows(Parallel* parallel, const TableView& table,
   const auto ahead = [&](const ProbeItem& item) {
     if (item.slot >= 0) PrefetchRead(table.Row(item.slot));
   };
-  const auto emit = [&](const ProbeItem& item) {
+  const auto emit = [&](ProbeItem item) {
+    // A reserved slot has no row yet.
+    if (item.slot >= 0 && table.IsReserved(item.slot)) item.slot = kSlotMissing;
     ReadRow(table, rules, item, rows + item.position * table.row_words);
     slots[item.position] = item.slot;
   };

@@ -28,9 +28,10 @@ struct RowPass {
   GradientsView gradients;
   const SlotPosition* entries;
   int64_t num_entries;
-  int64_t first_new_slot;
+  int64_t first_new_slot;  // of a table that is not cached
   float grad_scale;
   uint32_t step;
+  uint32_t clock;
   int64_t num_tasks;
   float* space;  // TaskSpace floats a task
 };
@@ -89,8 +90,7 @@ class RangeUpdate {
         sum_(pass.gradients, space),
         scaled_(space + GradientSumSpace(dim_)) {}
 
-  // Returns the number of gradients that were not finite.
-  int64_t Run(Range range) {
+  void Run(Range range) {
     ahead_ = range.begin;
     end_ = range.end;
     for (int64_t i = range.begin; i < range.end;) {
@@ -98,8 +98,12 @@ class RangeUpdate {
       UpdateOne(i, end - i);
       i = end;
     }
-    return non_finite_;
   }
+
+  // Gradients that were not finite.
+  int64_t non_finite() const { return non_finite_; }
+  // Rows of a cached table that this update began.
+  int64_t inserted() const { return inserted_; }
 
  private:
   void PrefetchUntil(int64_t end) {
@@ -121,9 +125,9 @@ class RangeUpdate {
     };
     const int32_t slot = SlotOf(entries[0]);
     uint32_t* const row = pass_.table.Row(slot);
-    if (slot >= pass_.first_new_slot) {
-      InitRow<Optimizer>(pass_, entries, count, row);
-    }
+    const bool is_new = pass_.table.cached() ? pass_.table.IsReserved(slot)
+                                             : slot >= pass_.first_new_slot;
+    if (is_new) InitRow<Optimizer>(pass_, entries, count, row);
     const float* const gradient = Scaled(sum_.Sum(entries, count, ahead));
     if (!AllFinite(gradient, dim_)) {
       // Finite gradients whose sum overflows, or a scale that does it, count
@@ -136,7 +140,11 @@ class RangeUpdate {
     } else {
       UpdateRow<Optimizer>(scalars_, dim_, gradient, row);
     }
-    pass_.table.clock[slot] = pass_.step;
+    pass_.table.clock[slot] = pass_.clock;
+    if (pass_.table.cached()) {
+      pass_.table.residency[slot].state = kSlotDirty;
+      inserted_ += is_new ? 1 : 0;
+    }
   }
 
   const float* Scaled(const float* gradient) {
@@ -155,35 +163,39 @@ class RangeUpdate {
   int64_t ahead_ = 0;  // entries up to here are asked for
   int64_t end_ = 0;
   int64_t non_finite_ = 0;
+  int64_t inserted_ = 0;
+};
+
+struct RowCounts {
+  std::atomic<int64_t> non_finite{0};
+  std::atomic<int64_t> inserted{0};
 };
 
 template <class Access, class Optimizer>
-int64_t UpdateRows(Parallel* parallel, const RowPass& pass,
-                   float learning_rate) {
+void UpdateRows(Parallel* parallel, const RowPass& pass, float learning_rate,
+                RowCounts* counts) {
   const auto scalars =
       Optimizer::Prepare(pass.rules.optimizer, learning_rate, pass.step);
-  std::atomic<int64_t> non_finite{0};
   parallel->Run(pass.num_tasks, [&](int64_t task) {
     const Range range =
         AlignToGroups(pass.entries, pass.num_entries,
                       TaskRange(pass.num_entries, task, pass.num_tasks));
     float* const space = pass.space + task * TaskSpace(pass.gradients.dim);
-    non_finite +=
-        RangeUpdate<Access, Optimizer>(pass, scalars, space).Run(range);
+    RangeUpdate<Access, Optimizer> update(pass, scalars, space);
+    update.Run(range);
+    counts->non_finite += update.non_finite();
+    counts->inserted += update.inserted();
   });
-  return non_finite;
 }
 
-int64_t DispatchUpdateRows(Parallel* parallel, const RowPass& pass,
-                           float learning_rate) {
-  int64_t non_finite = 0;
+void DispatchUpdateRows(Parallel* parallel, const RowPass& pass,
+                        float learning_rate, RowCounts* counts) {
   DispatchFloat(pass.gradients.type, [&](auto access) {
     DispatchOptimizer(pass.rules.optimizer.kind, [&](auto optimizer) {
-      non_finite = UpdateRows<decltype(access), decltype(optimizer)>(
-          parallel, pass, learning_rate);
+      UpdateRows<decltype(access), decltype(optimizer)>(parallel, pass,
+                                                        learning_rate, counts);
     });
   });
-  return non_finite;
 }
 
 void AddLookupCounts(const UpdateArgs& args, uint64_t* counters) {
@@ -197,6 +209,15 @@ void AddLookupCounts(const UpdateArgs& args, uint64_t* counters) {
   }
 }
 
+// Searches the index again where the lookups' slots may not be trusted.
+void FindSlots(Parallel* parallel, const TableView& table,
+               const TableRules& rules, const FlatBatch& batch,
+               const SlotReport& report, int64_t rows, int32_t* slots) {
+  if (!batch.SawLayout(*table.layout_version) || !report.Within(rows)) {
+    batch.ProbeSlots(parallel, table.index, rules.keys, slots);
+  }
+}
+
 // Finds the slot of every position, inserting what is missing. `slots` are what
 // the lookups reported.
 void PlaceRows(Parallel* parallel, const TableView& table,
@@ -204,15 +225,27 @@ void PlaceRows(Parallel* parallel, const TableView& table,
                const SlotReport& report, int32_t* slots) {
   uint64_t* const counters = table.counters;
   const int64_t rows = static_cast<int64_t>(counters[kRows]);
-  if (!batch.SawLayout(*table.layout_version) || !report.Within(rows)) {
-    batch.ProbeSlots(parallel, table.index, rules.keys, slots);
-  }
+  FindSlots(parallel, table, rules, batch, report, rows, slots);
   InsertCursor cursor{table.index, table.capacity, rows, *table.layout_version};
   const int64_t refused = InsertMissing(batch, rules.keys, &cursor, slots);
   counters[kInserts] += static_cast<uint64_t>(cursor.num_rows - rows);
   counters[kOverflows] += static_cast<uint64_t>(refused);
   counters[kRows] = static_cast<uint64_t>(cursor.num_rows);
   *table.layout_version = cursor.layout_version;
+}
+
+// The same for a cached table, whose new rows have their slots from `stage`.
+// False when a position has none: then its activations were NaN, and all
+// gradients of the batch may be.
+bool PlaceStaged(Parallel* parallel, const TableView& table,
+                 const TableRules& rules, const FlatBatch& batch,
+                 const SlotReport& report, int32_t* slots) {
+  const int64_t used = static_cast<int64_t>(table.counters[kSlotsUsed]);
+  FindSlots(parallel, table, rules, batch, report, used, slots);
+  const int64_t unstaged =
+      std::count(slots, slots + batch.size(), kSlotMissing);
+  table.counters[kUnstaged] += static_cast<uint64_t>(unstaged);
+  return unstaged == 0;
 }
 
 }  // namespace
@@ -238,28 +271,41 @@ bool Update(Parallel* parallel, const TableView& table, const TableRules& rules,
     ++counters[kDamagedContexts];
     return true;
   }
+  if (!table.cached()) {
+    PlaceRows(parallel, table, rules, batch, report, slots.As<int32_t>());
+  } else if (!PlaceStaged(parallel, table, rules, batch, report,
+                          slots.As<int32_t>())) {
+    return true;
+  }
   AddLookupCounts(args, counters);
-  PlaceRows(parallel, table, rules, batch, report, slots.As<int32_t>());
   int64_t count = 0;
   const SlotPosition* const entries = SortBySlot(
       parallel, slots.As<int32_t>(), batch.size(),
-      static_cast<int64_t>(counters[kRows]), entries_space.As<SlotPosition>(),
+      static_cast<int64_t>(counters[table.cached() ? kSlotsUsed : kRows]),
+      entries_space.As<SlotPosition>(),
       entries_space.As<SlotPosition>() + batch.size(), &count);
   const std::vector<GradientBatch>& gradients = batch.gradients();
-  const RowPass pass{table,
-                     rules,
-                     batch,
-                     {gradients.data(), static_cast<int64_t>(gradients.size()),
-                      rules.embedding_dim, args.gradient_type},
-                     entries,
-                     count,
-                     first_new_slot,
-                     args.grad_scale,
-                     *args.step,
-                     tasks,
-                     task_space.As<float>()};
-  counters[kNonFinite] += static_cast<uint64_t>(
-      DispatchUpdateRows(parallel, pass, args.learning_rate));
+  const RowPass pass{
+      table,
+      rules,
+      batch,
+      {gradients.data(), static_cast<int64_t>(gradients.size()),
+       rules.embedding_dim, args.gradient_type},
+      entries,
+      count,
+      first_new_slot,
+      args.grad_scale,
+      *args.step,
+      table.cached() ? static_cast<uint32_t>(counters[kStaged]) : *args.step,
+      tasks,
+      task_space.As<float>()};
+  RowCounts counts;
+  DispatchUpdateRows(parallel, pass, args.learning_rate, &counts);
+  counters[kNonFinite] += static_cast<uint64_t>(counts.non_finite.load());
+  if (table.cached()) {
+    counters[kInserts] += static_cast<uint64_t>(counts.inserted.load());
+    counters[kRows] += static_cast<uint64_t>(counts.inserted.load());
+  }
   ++*args.step;
   ++*args.generation;
   return true;

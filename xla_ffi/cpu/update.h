@@ -24,8 +24,9 @@ struct UpdateArgs {
 // first occurrence, and applies the optimizer to every row that the batch
 // touches. One call is one step. With apply false nothing changes; with a
 // learning rate that is negative or not finite, or a batch that is not as its
-// lookup left it, only a counter does. False when there is no memory to work
-// in; then nothing has changed.
+// lookup left it, only a counter does; so too where a cached table lacks a row
+// that was to be staged. False when there is no memory to work in; then nothing
+// has changed.
 bool Update(Parallel* parallel, const TableView& table, const TableRules& rules,
             const UpdateArgs& args);
 

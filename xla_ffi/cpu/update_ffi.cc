@@ -1,7 +1,8 @@
+#include "cpu/update_ffi.h"
+
 #include "cpu/ffi_util.h"
 #include "cpu/handlers.h"
 #include "cpu/norm.h"
-#include "cpu/update.h"
 
 namespace oneemb {
 
@@ -13,6 +14,35 @@ template <class T>
 T Scalar(const ffi::AnyBuffer& buffer) {
   return *static_cast<const T*>(buffer.untyped_data());
 }
+
+}  // namespace
+
+ffi::Error DecodeUpdateArgs(const UpdateBuffers& buffers,
+                            const ffi::RemainingArgs& lookups, size_t first,
+                            const ffi::Dictionary& attributes,
+                            int64_t embedding_dim, UpdateArgs* args) {
+  ONEEMB_RETURN_IF_ERROR(CheckBuffer("step", buffers.step, ffi::U32, {1}));
+  ONEEMB_RETURN_IF_ERROR(
+      CheckBuffer("generation", buffers.generation, ffi::U32, {1}));
+  ONEEMB_RETURN_IF_ERROR(
+      CheckBuffer("learning_rate", buffers.learning_rate, ffi::F32, {}));
+  ONEEMB_RETURN_IF_ERROR(
+      CheckBuffer("grad_scale", buffers.grad_scale, ffi::F32, {}));
+  ONEEMB_RETURN_IF_ERROR(CheckBuffer("apply", buffers.apply, ffi::PRED, {}));
+  size_t num_lookups = 0;
+  ONEEMB_RETURN_IF_ERROR(DecodeNumLookups(attributes, &num_lookups));
+  ONEEMB_RETURN_IF_ERROR(DecodeBatches(lookups, num_lookups, embedding_dim,
+                                       &args->batches, &args->gradient_type,
+                                       first));
+  args->learning_rate = Scalar<float>(buffers.learning_rate);
+  args->grad_scale = Scalar<float>(buffers.grad_scale);
+  args->apply = Scalar<bool>(buffers.apply);
+  args->step = static_cast<uint32_t*>(buffers.step.untyped_data());
+  args->generation = static_cast<uint32_t*>(buffers.generation.untyped_data());
+  return ffi::Error::Success();
+}
+
+namespace {
 
 ffi::Error UpdateHandler(ffi::ThreadPool pool, ffi::AnyBuffer index,
                          ffi::AnyBuffer rows, ffi::AnyBuffer clock,
@@ -32,23 +62,10 @@ ffi::Error UpdateHandler(ffi::ThreadPool pool, ffi::AnyBuffer index,
   ONEEMB_RETURN_IF_ERROR(DecodeReadTable(holder.rules, index, rows, &table));
   ONEEMB_RETURN_IF_ERROR(
       DecodeTableState(clock, counters, layout_version, &table));
-  ONEEMB_RETURN_IF_ERROR(CheckBuffer("step", step, ffi::U32, {1}));
-  ONEEMB_RETURN_IF_ERROR(CheckBuffer("generation", generation, ffi::U32, {1}));
-  ONEEMB_RETURN_IF_ERROR(
-      CheckBuffer("learning_rate", learning_rate, ffi::F32, {}));
-  ONEEMB_RETURN_IF_ERROR(CheckBuffer("grad_scale", grad_scale, ffi::F32, {}));
-  ONEEMB_RETURN_IF_ERROR(CheckBuffer("apply", apply, ffi::PRED, {}));
-  size_t num_lookups = 0;
-  ONEEMB_RETURN_IF_ERROR(DecodeNumLookups(attributes, &num_lookups));
-  ONEEMB_RETURN_IF_ERROR(DecodeBatches(lookups, num_lookups,
-                                       holder.rules.embedding_dim,
-                                       &args.batches, &args.gradient_type));
+  ONEEMB_RETURN_IF_ERROR(DecodeUpdateArgs(
+      {step, generation, learning_rate, grad_scale, apply}, lookups, 0,
+      attributes, holder.rules.embedding_dim, &args));
   ONEEMB_RETURN_IF_ERROR(CheckInPlace("update", in_place, results));
-  args.learning_rate = Scalar<float>(learning_rate);
-  args.grad_scale = Scalar<float>(grad_scale);
-  args.apply = Scalar<bool>(apply);
-  args.step = static_cast<uint32_t*>(step.untyped_data());
-  args.generation = static_cast<uint32_t*>(generation.untyped_data());
   FfiParallel parallel(pool);
   if (!Update(&parallel, table, holder.rules, args)) {
     return ffi::Error(ffi::ErrorCode::kResourceExhausted,

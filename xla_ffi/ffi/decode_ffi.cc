@@ -262,14 +262,15 @@ ffi::Error DecodeNumLookups(const ffi::Dictionary& attributes,
 ffi::Error DecodeBatches(const ffi::RemainingArgs& args, size_t num_batches,
                          int64_t embedding_dim,
                          std::vector<UpdateBatch>* batches,
-                         FloatType* gradient_type) {
-  if (args.size() / kBuffersPerBatch < num_batches) {
+                         FloatType* gradient_type, size_t first) {
+  if (args.size() < first ||
+      (args.size() - first) / kBuffersPerBatch < num_batches) {
     return ffi::Error::InvalidArgument("six buffers a lookup are needed");
   }
   batches->resize(num_batches);
   for (size_t b = 0; b < batches->size(); ++b) {
     FloatType type = FloatType::kFloat32;
-    ONEEMB_RETURN_IF_ERROR(DecodeBatch(args, b * kBuffersPerBatch,
+    ONEEMB_RETURN_IF_ERROR(DecodeBatch(args, first + b * kBuffersPerBatch,
                                        embedding_dim, &(*batches)[b], &type));
     if (b > 0 && type != *gradient_type) {
       return ffi::Error::InvalidArgument(

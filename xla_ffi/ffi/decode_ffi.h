@@ -85,11 +85,11 @@ xla::ffi::Error DecodeIds(const xla::ffi::AnyBuffer& ids,
                           const xla::ffi::AnyBuffer& table_ids, IdsView* view);
 
 // The batches of an update or a norm: six buffers each (ids, table_ids, slots,
-// layout_version, counts, gradients).
+// layout_version, counts, gradients), from argument `first` on.
 constexpr size_t kBuffersPerBatch = 6;
 xla::ffi::Error DecodeBatches(const xla::ffi::RemainingArgs& args,
                               size_t num_batches, int64_t embedding_dim,
                               std::vector<UpdateBatch>* batches,
-                              FloatType* gradient_type);
+                              FloatType* gradient_type, size_t first = 0);
 
 }  // namespace oneemb

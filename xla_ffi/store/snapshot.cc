@@ -365,7 +365,8 @@ Status BuildMap(Env* env, const std::string& path, const Snapshot& snapshot,
 namespace {
 
 // Reads the live rows of a segment and compares each key with `keys`.
-Status VerifyRows(Env* env, const SegmentView& view, const SegmentKeys& keys) {
+Status VerifyRows(Env* env, const SegmentView& view, const SegmentKeys& keys,
+                  const ReadProgress& progress) {
   constexpr int64_t kReadBytes = int64_t{1} << 20;
   SegmentScan scan(view.segment, view.live);
   RowBatch batch;
@@ -378,12 +379,17 @@ Status VerifyRows(Env* env, const SegmentView& view, const SegmentKeys& keys) {
         return DamagedRow(*view.segment, batch.slots[i], &batch.keys[i]);
       }
     }
+    if (progress == nullptr) continue;
+    const auto count = static_cast<int64_t>(batch.keys.size());
+    ONEEMB_RETURN_IF_ERROR(progress(count));
   }
 }
 
 }  // namespace
 
-Status CheckRows(Env* env, const std::string& path, const Snapshot& snapshot) {
+Status CheckSnapshotRows(Env* env, const std::string& path,
+                         const Snapshot& snapshot,
+                         const ReadProgress& progress) {
   for (const SegmentView& view : snapshot.views) {
     std::shared_ptr<const Segment> segment;
     SegmentTrailer trailer{};
@@ -391,15 +397,16 @@ Status CheckRows(Env* env, const std::string& path, const Snapshot& snapshot) {
     ONEEMB_RETURN_IF_ERROR(
         OpenSegment(env, path, view.segment->name, &segment, &trailer));
     ONEEMB_RETURN_IF_ERROR(ReadSegmentKeys(env, *segment, trailer, &keys));
-    ONEEMB_RETURN_IF_ERROR(VerifyRows(env, view, keys));
+    ONEEMB_RETURN_IF_ERROR(VerifyRows(env, view, keys, progress));
   }
   return {};
 }
 
-Status VerifySnapshot(Env* env, const std::string& path) {
+Status VerifySnapshot(Env* env, const std::string& path,
+                      const ReadProgress& progress) {
   Snapshot snapshot;
   ONEEMB_RETURN_IF_ERROR(OpenSnapshot(env, path, &snapshot));
-  ONEEMB_RETURN_IF_ERROR(CheckRows(env, path, snapshot));
+  ONEEMB_RETURN_IF_ERROR(CheckSnapshotRows(env, path, snapshot, progress));
   int64_t slots = 1;
   for (const SegmentView& view : snapshot.views) {
     slots = std::max(slots, view.num_slots);

@@ -86,12 +86,19 @@ Status BuildMap(Env* env, const std::string& path, const Snapshot& snapshot,
                 const std::string& folder, int64_t least_slots,
                 std::shared_ptr<SegmentMap>* map);
 
+// Told how many rows were read, now and then; what it returns but ok ends the
+// reading.
+using ReadProgress = std::function<Status(int64_t rows)>;
+
 // Reads every row of an open snapshot; kCorruption names the first bad one.
-Status CheckRows(Env* env, const std::string& path, const Snapshot& snapshot);
+Status CheckSnapshotRows(Env* env, const std::string& path,
+                         const Snapshot& snapshot,
+                         const ReadProgress& progress = nullptr);
 
 // The same for a snapshot that is not open, and looks for rows that are there
 // twice: an index of all of them is made for it. Load finds those too.
-Status VerifySnapshot(Env* env, const std::string& path);
+Status VerifySnapshot(Env* env, const std::string& path,
+                      const ReadProgress& progress = nullptr);
 
 // Names, sorted. None where there is no store.
 Status ListSnapshots(Env* env, const std::string& root,

@@ -200,7 +200,7 @@ Status Store::LoadFrom(const std::string& folder, std::string* user,
           " bytes; this store's have " + std::to_string(options_.row_bytes));
     }
     if (check == LoadCheck::kRows && options_.kind != StoreKind::kHost) {
-      ONEEMB_RETURN_IF_ERROR(CheckRows(env_.get(), folder, snapshot));
+      ONEEMB_RETURN_IF_ERROR(CheckSnapshotRows(env_.get(), folder, snapshot));
     }
     ONEEMB_RETURN_IF_ERROR(backend_->Load(folder, snapshot));
     if (user != nullptr) *user = std::move(snapshot.manifest.user);

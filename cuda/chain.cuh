@@ -1,0 +1,55 @@
+// Kernels that follow each other within one call.
+//
+// Between two kernels of a stream the GPU stands still for a microsecond or
+// two, which a small batch feels. A chained kernel's blocks are set up while
+// the kernel before it ends, and wait there ("programmatic dependent launch",
+// from compute capability 9 on).
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "cuda/launch.h"
+
+namespace oneemb::gpu {
+
+// The first thing a chained kernel does, in every thread: waits until all
+// kernels before it are done and their writes are seen.
+__device__ __forceinline__ void WaitForPrevious() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Whether the current device and its driver chain kernels, also where a stream
+// is captured as a graph.
+inline bool CanChain() {
+  constexpr int kDriver = 12040;
+  int device = 0;
+  int major = 0;
+  int driver = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor,
+                                device) == cudaSuccess &&
+         cudaDriverGetVersion(&driver) == cudaSuccess && major >= 9 &&
+         driver >= kDriver;
+}
+
+// Launches a kernel right behind another kernel of the same call, which it
+// waits for by WaitForPrevious.
+template <class... Params, class... Args>
+cudaError_t LaunchNext(cudaStream_t stream, void (*kernel)(Params...),
+                       unsigned blocks, const Args&... args) {
+  cudaLaunchAttribute chained{};
+  chained.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  chained.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(kBlockThreads);
+  config.stream = stream;
+  config.attrs = &chained;
+  config.numAttrs = CanChain() ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, args...);
+}
+
+}  // namespace oneemb::gpu

@@ -1,0 +1,295 @@
+// What a group of lanes does to sum the gradients of one row by the tree of
+// core/summation.h, for cuda/reduce.cuh.
+#pragma once
+
+#include <cstdint>
+
+#include "core/summation.h"
+#include "cuda/arguments.h"
+#include "cuda/lanes.h"
+#include "cuda/sort.h"
+#include "cuda/vector.cuh"
+#include "cuda/warp.cuh"
+
+namespace oneemb::gpu {
+
+static_assert(kSumBlock == kWarp, "a window is as long as a block");
+
+struct ReduceArgs {
+  FlatBatch batch;
+  const SlotPosition* entries;
+  int64_t n;
+  uint32_t sentinel;
+  RowShape shape;
+  int32_t windows_per_warp;
+  int32_t warps_per_window;  // one of the two is 1
+  const uint32_t* active;
+  float* partials;       // [PartialCount(n), dim]
+  uint32_t* tickets;     // [PartialCount(n)], begin as zeros
+  uint64_t* non_finite;  // gradients with a NaN or an infinity; may be null
+};
+
+// Sums of blocks: two a window, one of the row that begins in it and goes on,
+// one of the row that went on into it.
+inline int64_t PartialCount(int64_t n) {
+  return 2 * (CeilDiv(n, kSumBlock) + 1);
+}
+
+// The lanes that share a row.
+struct LaneGroup {
+  uint32_t mask;
+  int lane;  // in the group
+  int lanes;
+
+  __device__ bool Any(bool value) const {
+    return __ballot_sync(mask, value) != 0;
+  }
+  __device__ void Sync() const { __syncwarp(mask); }
+};
+
+__device__ __forceinline__ LaneGroup MakeLaneGroup(int lanes) {
+  const uint32_t low = lanes == kWarp ? kAllLanes : (1U << lanes) - 1;
+  const int first = Lane() / lanes * lanes;
+  return {low << first, Lane() - first, lanes};
+}
+
+// A row of the sorted entries.
+struct RowEntries {
+  int32_t begin;
+  uint32_t slot;
+};
+
+// Blocks of a row, or nodes that begin there, whose sums are to be added up.
+struct Children {
+  int32_t first;
+  int32_t stride;
+  int count;
+};
+
+constexpr int kLine = 128;  // bytes
+
+__device__ __forceinline__ void PrefetchLine(const void* address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
+__device__ __forceinline__ bool IsFinite(float x) {
+  return (FloatBits(x) & ~kFloatSign) < kFloatInfinity;
+}
+
+template <class Access, int kWidth>
+class Reducer {
+ public:
+  using Storage = typename Access::Storage;
+  using Vector = Columns<kWidth>;
+  using Elements = Packed<Access, kWidth>;
+  // Loads under way at once, for each lane.
+  static constexpr int kAhead = 4;
+
+  __device__ Reducer(const ReduceArgs& args, const LaneGroup& group)
+      : a_(args), group_(group) {}
+
+  // Entry i; behind the last one, one without a row.
+  __device__ SlotPosition EntryAt(int32_t i) const {
+    return i < a_.n ? a_.entries[i] : SlotPosition{a_.sentinel} << 32;
+  }
+  __device__ uint32_t SlotAt(int32_t i) const {
+    return static_cast<uint32_t>(EntryAt(i) >> 32);
+  }
+
+  // Where the gradient of an entry is.
+  __device__ const Storage* Gradient(SlotPosition entry) const {
+    const uint32_t position = static_cast<uint32_t>(entry);
+    const PlacedBatch& placed = a_.batch.Find(position);
+    return static_cast<const Storage*>(placed.batch.gradients) +
+           (position - placed.begin) * a_.shape.dim;
+  }
+
+  // The first columns of this lane, and the step to its next ones.
+  __device__ int FirstColumn() const { return group_.lane * kWidth; }
+  __device__ int ColumnStep() const { return group_.lanes * kWidth; }
+
+  // One column vector of the sum over `count` gradients, at most 32, from left
+  // to right. -0 before them changes no bit of any sum.
+  static __device__ Vector SumBlock(const Storage* const* gradients, int count,
+                                    int column) {
+    Vector sum = NegativeZero();
+    for (int k = 0; k < count; k += kAhead) {
+      typename Elements::Type words[kAhead];
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) {
+        if (k + j >= count) continue;
+        words[j] = Elements::LoadConstant(gradients[k + j] + column);
+      }
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) {
+        if (k + j < count) Add(Elements::Unpack(words[j]), &sum);
+      }
+    }
+    return sum;
+  }
+
+  // Asks for a gradient, to be in the cache later.
+  __device__ void Prefetch(const Storage* gradient) const {
+    if (FirstColumn() < a_.shape.dim) PrefetchLine(gradient + FirstColumn());
+  }
+
+  // Brings a short gradient into the first-level cache, by reading a word of
+  // every sector: what a prefetch asks for is a whole line, of which a short
+  // gradient is a part. Returns something, so that the loads have a purpose.
+  __device__ uint32_t Touch(const Storage* gradient) const {
+    constexpr int kSector = 32;
+    const int bytes = a_.shape.dim * int{sizeof(Storage)};
+    const char* const from = reinterpret_cast<const char*>(gradient);
+    uint32_t words = 0;
+    for (int at = 0; at < bytes; at += kSector) {
+      words ^= __ldg(reinterpret_cast<const uint16_t*>(from + at));
+    }
+    return words;
+  }
+
+  __device__ bool IsShort() const {
+    return a_.shape.dim * int{sizeof(Storage)} <= kLine;
+  }
+
+  // Where several warps share a window, the batch is so small that all of its
+  // gradients fit into the cache: each warp asks for a share of every gradient.
+  __device__ void PrefetchShare(const Storage* gradient, int sub) const {
+    if (a_.warps_per_window == 1 || IsShort()) return;
+    constexpr int kColumns = kLine / int{sizeof(Storage)};
+    const int step = a_.warps_per_window * kColumns;
+    for (int c = sub * kColumns; c < a_.shape.dim; c += step) {
+      PrefetchLine(gradient + c);
+    }
+  }
+
+  // Says that a sum over these gradients was not finite.
+  __device__ void CountNonFinite(const Storage* const* gradients,
+                                 int count) const {
+    uint64_t found = 0;
+    for (int k = 0; k < count; ++k) {
+      bool finite = true;
+      for (int c = FirstColumn(); c < a_.shape.dim; c += ColumnStep()) {
+        const auto word = Elements::LoadConstant(gradients[k] + c);
+        finite = finite && AllFinite(Elements::Unpack(word));
+      }
+      found += group_.Any(!finite) ? 1 : 0;
+    }
+    if (group_.lane == 0) AtomicAdd64(a_.non_finite, found);
+  }
+
+  static __device__ bool AllFinite(const Vector& x) {
+    bool finite = true;
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) finite = finite && IsFinite(x.v[i]);
+    return finite;
+  }
+
+  // Where the sum of block `block` of a row is kept.
+  __device__ int32_t PartialIndex(const RowEntries& row, int32_t block) const {
+    return 2 * (row.begin / kSumBlock + block) + (block == 0 ? 0 : 1);
+  }
+
+  __device__ float* Partial(const RowEntries& row, int32_t block) const {
+    return a_.partials + int64_t{PartialIndex(row, block)} * a_.shape.dim;
+  }
+
+  // One column vector of a sum that other multiprocessors may have written:
+  // past the first-level cache.
+  static __device__ Vector LoadPartial(const float* partial, int column) {
+    using Word = typename PackedFloats<kWidth>::Type;
+    return PackedFloats<kWidth>::Unpack(
+        __ldcg(reinterpret_cast<const Word*>(partial + column)));
+  }
+
+  // Goes up the tree from a block whose sum has just been written, as far as
+  // this group is the last to arrive. True when that is the root, whose sum is
+  // then the partial sum of block 0.
+  __device__ bool Climb(const RowEntries& row, int32_t block) const {
+    int32_t child = block;
+    Children children{0, 1, 0};
+    for (int level = 0; level < kMaxSumLevels; ++level) {
+      const int32_t parent = child / kSumBlock;
+      const int32_t span = kSumBlock * children.stride;
+      children.first = parent * span;
+      CountChildren(row, &children);
+      if (!IsLast(row, children.first + level, children.count)) return false;
+      AddChildren(row, children);
+      if (parent == 0 && !HasBlock(row, span)) return true;
+      child = parent;
+      children.stride = span;
+    }
+    return false;
+  }
+
+ private:
+  static __device__ __forceinline__ Vector NegativeZero() {
+    Vector zero;
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) zero.v[i] = -0.0F;
+    return zero;
+  }
+
+  static __device__ __forceinline__ void Add(const Vector& x, Vector* sum) {
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) sum->v[i] += x.v[i];
+  }
+
+  // Writes the sum over children in the place of the first.
+  __device__ void AddChildren(const RowEntries& row,
+                              const Children& children) const {
+    float* const first = Partial(row, children.first);
+    const float* const others = Partial(row, children.first + children.stride);
+    const int64_t step = int64_t{2 * children.stride} * a_.shape.dim;
+    for (int c = FirstColumn(); c < a_.shape.dim; c += ColumnStep()) {
+      Vector sum = LoadPartial(first, c);
+      const float* from = others;
+#pragma unroll 8
+      for (int k = 1; k < children.count; ++k) {
+        Add(LoadPartial(from, c), &sum);
+        from += step;
+      }
+      StoreFloats<kWidth>(first + c, sum);
+    }
+  }
+
+  __device__ bool HasBlock(const RowEntries& row, int32_t block) const {
+    const int64_t entry = row.begin + int64_t{block} * kSumBlock;
+    return entry < a_.n && SlotAt(static_cast<int32_t>(entry)) == row.slot;
+  }
+
+  // A hot row mostly has all 32.
+  __device__ void CountChildren(const RowEntries& row,
+                                Children* children) const {
+    children->count = kSumBlock;
+    const int32_t last = children->first + (kSumBlock - 1) * children->stride;
+    if (HasBlock(row, last)) return;
+    children->count = 0;
+    for (int k = 0; k < kSumBlock; k += group_.lanes) {
+      const bool has =
+          HasBlock(row, children->first + (k + group_.lane) * children->stride);
+      children->count += __popc(__ballot_sync(group_.mask, has));
+    }
+  }
+
+  // Whether this group is the last of `count` to arrive at a ticket. An only
+  // child does not ask: so the ticket's block is always one of this row.
+  __device__ bool IsLast(const RowEntries& row, int32_t block,
+                         int count) const {
+    if (count == 1) return true;
+    __threadfence();
+    group_.Sync();
+    uint32_t ticket = 0;
+    if (group_.lane == 0) {
+      ticket = atomicAdd(a_.tickets + PartialIndex(row, block), 1U);
+    }
+    ticket = __shfl_sync(group_.mask, ticket, 0, group_.lanes);
+    if (ticket + 1 != static_cast<uint32_t>(count)) return false;
+    __threadfence();
+    return true;
+  }
+
+  const ReduceArgs& a_;
+  const LaneGroup& group_;
+};
+
+}  // namespace oneemb::gpu

@@ -1,0 +1,247 @@
+"""Cached tables: the Store of each, the size of the cache, and who is stale."""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from oneemb_jax._ffi import native
+from oneemb_jax.spec import TableSpec
+from oneemb_jax.store import Store
+from oneemb_jax.table import (
+    BUCKET_WORDS,
+    Table,
+    TableError,
+    init_table,
+    num_buckets,
+)
+
+_MIB = 2**20
+_MOST_SLOTS = 2**31 - 1
+#: Of a Store in host memory: as much as there is.
+_UNBOUNDED = 2**63 - 1
+
+
+class _Open(NamedTuple):
+    store: Store
+    nonce: int
+    spec: TableSpec
+
+
+#: Open Stores by the names of their tables.
+_open: dict[str, _Open] = {}
+
+
+def cache_bytes(spec: TableSpec, slots: int) -> int:
+    """Device memory of a cache: rows, index, clock and residency."""
+    return slots * 4 * (spec.row_words + 3) + num_buckets(slots) * 4 * BUCKET_WORDS
+
+
+def cache_slots(spec: TableSpec, budget_mb: float) -> int:
+    """Slots of the largest cache of at most ``budget_mb`` MiB; 0 if none fits."""
+    budget = min(int(budget_mb * _MIB), cache_bytes(spec, _MOST_SLOTS))
+    low, high = 0, min(_MOST_SLOTS, budget // (4 * (spec.row_words + 3)))
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = cache_bytes(spec, middle) <= budget
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low
+
+
+def budget_for(spec: TableSpec, slots: int) -> float:
+    """The smallest ``cache_budget_mb``, to two decimals, of so many slots."""
+    return math.ceil(cache_bytes(spec, slots) / _MIB * 100) / 100
+
+
+def store_text(spec: TableSpec) -> str:
+    """Where the rows of a table are, in words."""
+    if not spec.is_cached:
+        return f"device memory, {spec.capacity} rows"
+    place = "host memory" if spec.store.kind == "host_mem" else "SSD"
+    return f"{place} in {spec.store.persistent_path!r}, cache of {spec.capacity} rows"
+
+
+def with_cache(spec: TableSpec, call: str) -> TableSpec:
+    """The spec with as many slots as the budget of its cache has room for."""
+    budget = spec.store.cache_budget_mb
+    slots = cache_slots(spec, budget)
+    if slots < 1:
+        raise ValueError(
+            f"{call}(store_options=...): cache_budget_mb={budget:g} has no room for "
+            f"one row of {4 * spec.row_words} bytes and its index; pass more."
+        )
+    return dataclasses.replace(spec, capacity=slots)
+
+
+def init_cached(spec: TableSpec, device: Any = None) -> Table:
+    """An empty cached table over a new Store, in the place of any of that name.
+
+    Args:
+        spec: of the table.
+        device: a ``jax.Device`` of the platform "cpu"; None: the default device.
+    """
+    _check_platform(device, "init")
+    close_cached(spec.name)
+    return _attached(_open_store(spec), spec, device)
+
+
+def load_cached(spec: TableSpec, device: Any, folder: str) -> Table:
+    """A cached table, its cache empty, over the rows of a snapshot.
+
+    They take the place of all that a Store of the table's name has; if they cannot
+    be had, it and its table stay as they are.
+
+    Args:
+        spec: of the table.
+        device: as in ``init_cached``.
+        folder: of the snapshot.
+    """
+    _check_platform(device, "load_snapshot")
+    found = _open.get(spec.name)
+    if found is not None and found.spec == spec:
+        native.settle_store(spec.name)  # nothing of the old rows comes late
+        found.store.load_from(folder)
+        return _attached(found.store, spec, device)
+    close_cached(spec.name)
+    store = _open_store(spec)
+    try:
+        store.load_from(folder)
+    except BaseException:
+        store.close()
+        raise
+    return _attached(store, spec, device)
+
+
+def _check_platform(device: Any, call: str) -> None:
+    if not isinstance(device, jax.Device | None):
+        return  # init_table says so
+    platform = jax.default_backend() if device is None else device.platform
+    if platform != "cpu":
+        raise ValueError(
+            f"{call}(device={device!r}): cached tables live on CPU devices so far; "
+            'pass jax.devices("cpu")[0], or make_device_mem_store_options.'
+        )
+
+
+def _open_store(spec: TableSpec) -> Store:
+    options = spec.store
+    budget = int(options.host_cache_budget_mb * _MIB)
+    return Store(
+        options.folder,
+        4 * spec.row_words,
+        options.store_kind,
+        host_budget_bytes=budget if options.kind == "ssd" else _UNBOUNDED,
+        block_bytes=options.physical_block_size,
+    )
+
+
+def _attached(store: Store, spec: TableSpec, device: Any) -> Table:
+    """An empty cache over a Store, which is that of the table's name now."""
+    try:
+        nonce = store.attach(spec.name, spec.capacity)
+        _open[spec.name] = _Open(store, nonce, spec)
+        return init_table(spec, device, nonce=nonce)
+    except BaseException:
+        close_cached(spec.name)
+        store.close()
+        raise
+
+
+def close_cached(name: str) -> None:
+    """Closes the Store of a name, if there is one: its tables are stale then."""
+    found = _open.pop(name, None)
+    if found is not None:
+        native.detach_store(name, found.nonce)
+        found.store.close()
+
+
+@atexit.register
+def _close_all() -> None:
+    for name in list(_open):
+        close_cached(name)
+
+
+def open_store(name: str) -> Store | None:
+    """The open Store of the cached table of a name, if there is one."""
+    found = _open.get(name)
+    return None if found is None else found.store
+
+
+def store_of(table: Table, call: str) -> Store:
+    """The open Store of a table that is current."""
+    check_current(table, call)
+    return _open[table.spec.name].store
+
+
+def all_below(
+    table: Table, call: str
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Ids, tables and rows below the cache of a table that is current.
+
+    A row may come twice, of which the first counts: what the Store cannot write
+    comes before what it has. Rows that the cache has may come, too.
+
+    Args:
+        table: a cached table.
+        call: who wants them, for messages.
+    """
+    store = store_of(table, call)
+    waiting = native.settle_store(table.spec.name)
+    if waiting is not None and len(waiting[0]):
+        ids, tables, rows = waiting
+        yield ids, tables, rows.view(np.uint32)
+    yield from store.items()
+
+
+def check_current(table: Table, call: str, *, late: bool = False) -> None:
+    """Raises if a cached table is stale, or its Store could not do something.
+
+    What the Store could not do is raised once: the table can be read then.
+
+    Args:
+        table: a cached table.
+        call: who wants to use it, for messages.
+        late: the table is a copy of an earlier one's counts, so an older generation
+            is no fault.
+    """
+    name = table.spec.name
+    state = native.store_of_table(name)
+    nonce = int(np.array(table.store_nonce).view(np.uint64)[0, 0])
+    generation = int(np.array(table.generation)[0])
+    if state is None:
+        raise TableError(
+            f"{call}(table): the Store of table {name!r} is closed. Make a new table "
+            "with emb.init(), and load a snapshot into it."
+        )
+    if nonce != state["nonce"]:
+        raise TableError(
+            f"{call}(table): table {name!r}, of generation {generation}, belongs to a "
+            f"Store that is gone; the open one is at generation "
+            f"{state['generation']}. Use the table that the last init() or "
+            "load_snapshot made."
+        )
+    if generation != state["generation"] and not late:
+        raise TableError(
+            f"{call}(table): table {name!r} is of generation {generation}, its Store "
+            f"at generation {state['generation']}: it was kept while a later one was "
+            "trained. Use the table that came back last. To skip a step inside jit, "
+            "pass update(apply=False); to go back, load_snapshot."
+        )
+    native.take_store_error(name)
+
+
+def cache_figures(table: Table) -> dict[str, int]:
+    """What happened between the device tier of a table and its Store."""
+    state = native.store_of_table(table.spec.name) or {}
+    return {k: v for k, v in state.items() if k not in ("nonce", "generation")}
+
+
+def reset_figures(table: Table) -> None:
+    """Counts them from zero."""
+    native.reset_store_figures(table.spec.name)

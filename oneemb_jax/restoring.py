@@ -1,0 +1,313 @@
+"""restore: what save wrote, back from its folder (saving.py draws it)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from oneemb_jax import snapshot, trees
+from oneemb_jax._version import __version__
+from oneemb_jax.embedding import MultiTableEmbedding, MultiTableMultiColumnEmbedding
+from oneemb_jax.options import AnyPath
+from oneemb_jax.saved_files import read_array
+from oneemb_jax.saving import ARRAYS, FORMAT, TABLE, TREE, VERSION, checksum
+from oneemb_jax.snapshot_files import open_part
+from oneemb_jax.store import StoreError
+from oneemb_jax.table import Table
+
+#: What a damaged file makes of the readers of zip files and arrays.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+_Embedding = MultiTableEmbedding | MultiTableMultiColumnEmbedding
+
+
+def is_save(path: Path) -> bool:
+    """Whether a folder looks like one that ``save`` wrote."""
+    return (path / TREE).is_file() and (path / ARRAYS).is_file()
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """What ``tree.json`` says: items, and a checksum for each table.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is something else, or of a later version.
+        StoreError: if it is damaged.
+    """
+    file = path / TREE
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; {path} is no folder of save's.")
+    try:
+        data = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        data = None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise StoreError(f"{file}: damaged, or not written by save.")
+    if data.get("version") != VERSION:
+        raise ValueError(
+            f"{file}: of format version {data.get('version')!r}, written by "
+            f"oneemb_jax {data.get('writer')}; this is oneemb_jax {__version__}."
+        )
+    found = {"items": data.get("items"), "tables": data.get("tables")}
+    if data.get("crc32") != checksum(found):
+        raise StoreError(f"{file}: damaged; its checksum is wrong.")
+    return found
+
+
+def table_folder(path: Path, data: dict[str, Any], number: int) -> Path:
+    """The snapshot of a table; StoreError if it is not the one that was saved."""
+    folder = path / f"{TABLE}-{number}"
+    manifest = folder / "MANIFEST"
+    if zlib.crc32(manifest.read_bytes()) != data["tables"][number]:
+        raise StoreError(f"{manifest}: damaged, or of another save.")
+    return folder
+
+
+def verify_arrays(path: Path, places: list[trees.Place]) -> Iterator[str]:
+    """A sentence for each array of a folder that is not as it was saved."""
+    try:
+        archive = zipfile.ZipFile(path / ARRAYS)
+    except (zipfile.BadZipFile, OSError) as error:
+        yield f"{path / ARRAYS}: {error}"
+        return
+    with archive:
+        make = _Restorer(path, {}, archive)
+        for place in places:
+            if "array" in place.leaf:
+                try:
+                    make.array(place.leaf)
+                except (StoreError, OSError) as error:
+                    yield f"{place.path}: {error}"
+
+
+class _Restorer:
+    """Makes leaves from what JSON says of them."""
+
+    def __init__(
+        self, path: Path, data: dict[str, Any], archive: zipfile.ZipFile
+    ) -> None:
+        self.path, self.data, self.archive = path, data, archive
+
+    def array(self, leaf: dict[str, Any]) -> np.ndarray:
+        shape = leaf["shape"]
+        try:
+            dtype, stored = trees.stored_dtype(leaf["dtype"])
+            found = read_array(
+                self.archive, leaf["array"], stored, shape, leaf["crc32"]
+            )
+        except _DAMAGE as error:
+            raise StoreError(f"{self.path / ARRAYS}: damaged: {error}") from error
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a place before the file begins
+                raise
+            raise StoreError(f"{self.path / ARRAYS}: damaged: {error}") from error
+        return found.view(dtype).reshape(shape)
+
+    def leaf(self, leaf: dict[str, Any], like: Any = None) -> Any:
+        """A leaf as it was saved; where ``like`` is an array, as that is."""
+        if "table" in leaf:
+            return self.table(leaf, like)
+        if "array" not in leaf:
+            return trees.decode_number(leaf)
+        array, kind = self.array(leaf), leaf["kind"]
+        if kind == "key":
+            return _placed(
+                jax.random.wrap_key_data(jnp.asarray(array), impl=leaf["impl"]), like
+            )
+        if isinstance(like, jax.Array | jax.ShapeDtypeStruct):
+            kind = "jax"
+        elif isinstance(like, np.ndarray):
+            kind = "numpy"
+        if kind == "jax":
+            return _placed(_as_jax(array), like)
+        return array if kind == "numpy" else array[()]
+
+    def table(self, leaf: dict[str, Any], like: Any) -> Table:
+        part = open_part(str(table_folder(self.path, self.data, leaf["table"])))
+        saved, state = part.manifest.spec, part.manifest.state
+        if saved is None or state is None:
+            raise ValueError(f"{part.folder}: rows alone, no table.")
+        spec = saved if like is None else like.spec
+        if like is None and callable(saved.optimizer.learning_rate):
+            raise ValueError(
+                f"restore: the learning rate of table {saved.name!r} was a schedule, "
+                "which no file holds; pass like={...} with its embedding in the "
+                "table's place."
+            )
+        # A cached table has more rows than its capacity says.
+        most = max(state.capacity, spec.capacity, part.reader.rows)
+        capacity = None if spec.is_cached else most
+        device = None
+        if isinstance(like, Table) and like.rows.committed:
+            (device,) = like.rows.devices()
+        return snapshot.read_table(spec, [part], device, capacity, (), None, "restore")
+
+
+def _as_jax(array: np.ndarray) -> jax.Array:
+    made = jnp.asarray(array)
+    if made.dtype != array.dtype:
+        raise ValueError(
+            f"restore: an array of {array.dtype} was saved in JAX's x64 mode; turn it "
+            "on (jax_enable_x64) to get it back."
+        )
+    return made
+
+
+def _placed(array: jax.Array, like: Any) -> jax.Array:
+    committed = isinstance(like, jax.Array) and like.committed
+    sharding = like.sharding if committed else None
+    if isinstance(like, jax.ShapeDtypeStruct):
+        sharding = like.sharding
+    return array if sharding is None else jax.device_put(array, sharding)
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Whatever a file that is not ours leads to, as an error that names it."""
+    try:
+        yield
+    except (zipfile.BadZipFile, NotImplementedError, struct.error) as error:
+        raise StoreError(f"{path / ARRAYS}: damaged: {error}") from error
+    except (KeyError, IndexError, AttributeError, EOFError, RecursionError) as error:
+        raise StoreError(f"{path}: damaged: {error!r}") from error
+
+
+def restore(
+    path: AnyPath, /, *names: str, like: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Gives back what :func:`save` wrote. Nothing of the files is executed.
+
+    Dicts, lists, tuples, None, arrays, numbers and strings come back as they were.
+    An item with other nodes, such as an optax state or a flax model, is filled
+    into a structure given by ``like``. A table comes back as of the embedding
+    given there, or else as of the one that the file describes.
+
+    Args:
+        path: the folder.
+        *names: which items; all of them by default.
+        like: for items by name, a pytree of the same structure: its arrays, or
+            ``jax.ShapeDtypeStruct``, say what is expected and where it goes. In the
+            place of a table, its embedding or another table of it.
+
+    Returns:
+        A dict of items by name.
+
+    Raises:
+        FileNotFoundError: if there is nothing, or no item of a name.
+        ValueError: if an item does not match its ``like``, with all that differs,
+            or needs one.
+        StoreError: if a file is damaged.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import oneemb_jax as oe
+        >>> params = {"w": jnp.ones(2)}
+        >>> opt_state = optax.adam(1e-3).init(params)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     oe.save(folder + "/a", params=params, opt_state=opt_state)
+        ...     state = oe.restore(folder + "/a", like={"opt_state": opt_state})
+        >>> sorted(state), type(state["opt_state"][0]).__name__
+        (['opt_state', 'params'], 'ScaleByAdamState')
+    """
+    folder, templates = Path(os.fsdecode(path)), dict(like or {})
+    with _damage_named(folder):
+        data = read_tree(folder)
+        items = data["items"]
+        chosen = names or tuple(items)
+        for name in (*chosen, *templates):
+            if name not in items:
+                raise FileNotFoundError(
+                    f"{folder}: has no item {name!r}; it has: {', '.join(items)}."
+                )
+        _check(items, chosen, templates)
+        with zipfile.ZipFile(folder / ARRAYS) as archive:
+            make = _Restorer(folder, data, archive)
+            return {
+                name: _fill(items[name], templates[name], make)
+                if name in templates
+                else trees.decode(items[name], make.leaf)
+                for name in chosen
+            }
+
+
+# --- into a given structure ---
+
+
+def _is_table_or_embedding(x: Any) -> bool:
+    return isinstance(x, Table | _Embedding)
+
+
+def _flatten(like: Any) -> tuple[list[tuple[str, Any]], Any]:
+    flat, structure = jax.tree_util.tree_flatten_with_path(
+        like, is_leaf=_is_table_or_embedding
+    )
+    return [(jax.tree_util.keystr(p), leaf) for p, leaf in flat], structure
+
+
+def _fill(item: dict[str, Any], like: Any, make: _Restorer) -> Any:
+    saved = dict(trees.places(item))
+    wanted, structure = _flatten(like)
+    leaves = [make.leaf(saved[path], leaf) for path, leaf in wanted]
+    return jax.tree_util.tree_unflatten(structure, leaves)
+
+
+def _expected(leaf: Any) -> str:
+    """What a leaf of ``like`` asks for, in the words of ``trees.shown``."""
+    if _is_table_or_embedding(leaf):
+        return "a table"
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = jax.eval_shape(jax.random.key_data, leaf)
+            return f"key{[*data.shape]}"
+        return f"{trees.dtype_name(leaf.dtype)}{[*leaf.shape]}"
+    return type(leaf).__name__
+
+
+def _mismatches(item: dict[str, Any], like: Any, name: str) -> list[str]:
+    saved = {path: trees.shown(leaf) for path, leaf in trees.places(item)}
+    wanted = {path: _expected(leaf) for path, leaf in _flatten(like)[0]}
+    found = []
+    for path in dict.fromkeys([*wanted, *saved]):
+        have, want = saved.get(path, "nothing"), wanted.get(path, "nothing")
+        if have != want:
+            found.append(f"  {name}{path}: saved is {have}, like has {want}")
+    return found
+
+
+def _check(
+    items: dict[str, Any], chosen: tuple[str, ...], templates: dict[str, Any]
+) -> None:
+    """ValueError with all that does not match, before anything is read."""
+    found: list[str] = []
+    for name in chosen:
+        if name in templates:
+            found += _mismatches(items[name], templates[name], name)
+        else:
+            found += [
+                f"  {node}: pass like={{{name!r}: ...}}, a structure to fill"
+                for node in trees.other_nodes(items[name], name)
+            ]
+    if found:
+        raise ValueError("\n".join(["restore: items do not match.", *found]))

@@ -1,0 +1,148 @@
+"""Files that appear whole or not at all, and arrays in them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oneemb_jax._ffi import native
+
+#: The header of an array is read if it is at most this long.
+_MOST_HEADER = 4096
+_READ_BYTES = 1 << 24
+
+
+def sync_folder(path: Path) -> None:
+    """After it, the names in a folder survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """A new file with these bytes, on the disk."""
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder to write into, which becomes ``target`` when that ends well.
+
+    In one step, and on the disk then. What stood at ``target`` is removed after.
+    A process that is killed leaves a hidden folder beside ``target``, which the
+    next one to write there removes.
+
+    Args:
+        target: its absolute path.
+        overwrite: whether something stands there.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(target)
+    part = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
+    part.mkdir()
+    # Held while this process lives: says that the folder is not abandoned.
+    held = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield part
+        sync_folder(part)
+        if overwrite:
+            _exchange(part, target)
+        else:
+            part.rename(target)
+        sync_folder(target.parent)
+    finally:
+        os.close(held)
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _remove_abandoned(target: Path) -> None:
+    prefix = f".{target.name}.partial-"
+    for path in target.parent.iterdir():
+        if not path.name.startswith(prefix):
+            continue
+        with contextlib.suppress(OSError):
+            held = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path)
+            finally:
+                os.close(held)
+
+
+def _exchange(part: Path, target: Path) -> None:
+    try:
+        native.exchange(os.fsencode(part), os.fsencode(target))
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
+        raise OSError(
+            error.errno,
+            "this file system can't replace a folder in one step; save under another "
+            "name, and remove the old one after",
+            str(target),
+        ) from error
+
+
+def write_arrays(path: Path, arrays: Sequence[np.ndarray]) -> None:
+    """A new .npz, on the disk, with the arrays ``arr_0``, ``arr_1``, ..."""
+    with path.open("xb") as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for i, array in enumerate(arrays):
+                with archive.open(f"arr_{i}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_array(
+    archive: zipfile.ZipFile,
+    number: int,
+    dtype: np.dtype,
+    shape: Sequence[int],
+    crc: Any,
+) -> np.ndarray:
+    """One array of such a file, if it is as it is said to be.
+
+    Nothing is unpacked or allocated before its size is known to be right.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    name = f"arr_{number}.npy"
+    info = archive.getinfo(name)
+    size = dtype.itemsize * int(np.prod(np.array(shape, object)))
+    with archive.open(info) as member:
+        if np.lib.format.read_magic(member) != (1, 0):
+            raise ValueError(f"{name} is of another version of NumPy's format")
+        found = np.lib.format.read_array_header_1_0(member, _MOST_HEADER)
+        if found != (tuple(shape), False, dtype) or info.compress_type:
+            raise ValueError(f"{name} is {found}, not {dtype}{shape}")
+        if info.file_size != member.tell() + size:
+            raise ValueError(f"{name} has {info.file_size} bytes")
+        array = np.empty(tuple(shape), dtype)
+        data = array.reshape(-1).view(np.uint8)
+        checksum = 0
+        for start in range(0, size, _READ_BYTES):
+            part = member.read(min(_READ_BYTES, size - start))
+            checksum = zlib.crc32(part, checksum)
+            data[start : start + len(part)] = np.frombuffer(part, np.uint8)
+    if checksum != crc:
+        raise ValueError(f"{name}: its checksum is wrong")
+    return array

@@ -1,0 +1,281 @@
+// The mover against a map: rows are taken, changed, given up and read ahead at
+// random, on disks that are full for a while.
+#include "store/row_mover.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <random>
+#include <utility>
+
+#include "check.h"
+#include "test_store.h"
+
+namespace oneemb {
+namespace {
+
+constexpr int64_t kRowBytes = 24;
+constexpr int64_t kMost = 40;
+
+AlignedBuffer BufferOf(const std::vector<char>& rows) {
+  AlignedBuffer buffer;
+  CHECK_OK(buffer.Resize(static_cast<int64_t>(rows.size())));
+  std::memcpy(buffer.data(), rows.data(), rows.size());
+  return buffer;
+}
+
+// A device tier that is a map, and its mover.
+class Tier {
+ public:
+  Tier(std::shared_ptr<SimEnv> env, StoreKind kind, uint64_t seed)
+      : env_(std::move(env)),
+        store_(OpenStore(SmallOptions(env_, kRowBytes, kind))),
+        mover_(store_, kMost),
+        random_(seed) {}
+
+  // Takes some keys that are not here; they must be as the model has them.
+  void TakeSome() {
+    const std::vector<Key> keys = Absent(10);
+    std::vector<char> rows(keys.size() * kRowBytes, 'x');
+    std::vector<uint8_t> found(keys.size(), 9);
+    TakeReport report;
+    CHECK_OK(mover_.Take(Span(keys), rows.data(), found.data(), &report));
+    for (size_t i = 0; i < keys.size(); ++i) {
+      const auto known = model_.find(keys[i]);
+      CHECK_EQ(found[i], known == model_.end() ? kRowAbsent : kRowFound);
+      if (known != model_.end()) CHECK(RowAt(rows, i) == known->second);
+      here_[keys[i]] = false;
+    }
+    prefetched_ += report.prefetched;
+    mover_.EndStage(static_cast<int64_t>(keys.size()));
+  }
+
+  void ChangeSome() {
+    for (auto& [key, dirty] : here_) {
+      if (random_() % 2 == 0) continue;
+      dirty = true;
+      model_[key] = MakeRow(key, random_(), kRowBytes);
+    }
+  }
+
+  // Gives up some keys. Where the Store cannot write they stay.
+  void EvictSome() {
+    std::vector<Key> clean;
+    TestBatch dirty;
+    for (const auto& [key, changed] : here_) {
+      if (random_() % 2 == 0) continue;
+      if (changed) {
+        dirty.Add(key, model_[key]);
+      } else {
+        clean.push_back(key);
+      }
+    }
+    for (const Key key : clean) here_.erase(key);
+    if (dirty.keys.empty()) return;
+    const Status status = mover_.Write(dirty.keys, BufferOf(dirty.rows));
+    refused_ += status.ok() ? 0 : 1;
+    if (!status.ok()) return;
+    for (const Key key : dirty.keys) here_.erase(key);
+  }
+
+  void PrefetchSome() {
+    const std::vector<Key> keys = Absent(12);
+    const int64_t taken = mover_.Prefetch(Span(keys));
+    CHECK(taken <= static_cast<int64_t>(keys.size()));
+  }
+
+  void PeekSome() {
+    const std::vector<Key> keys = Absent(8);
+    std::vector<char> rows(keys.size() * kRowBytes);
+    std::vector<uint8_t> found(keys.size());
+    CHECK_OK(
+        mover_.Peek(Span(keys), rows.data(), found.data(), Access::kEvaluate));
+    for (size_t i = 0; i < keys.size(); ++i) {
+      const auto known = model_.find(keys[i]);
+      CHECK_EQ(found[i], known == model_.end() ? kRowAbsent : kRowFound);
+      if (known != model_.end()) CHECK(RowAt(rows, i) == known->second);
+    }
+  }
+
+  void Finish() {
+    env_->SetCapacity(int64_t{1} << 40);
+    TestBatch rest;
+    for (const auto& [key, dirty] : here_) {
+      if (dirty) rest.Add(key, model_[key]);
+    }
+    if (!rest.keys.empty()) {
+      CHECK_OK(mover_.Write(rest.keys, BufferOf(rest.rows)));
+    }
+    CHECK_OK(mover_.Drain());
+    std::vector<Key> keys;
+    std::vector<char> rows;
+    mover_.Waiting(&keys, &rows);
+    CHECK(keys.empty());
+    CHECK(Dump(store_.get()) == model_);
+  }
+
+  // With what waits to be written, the Store has all that is not here.
+  void CheckWaiting() {
+    std::vector<Key> keys;
+    std::vector<char> rows;
+    mover_.Waiting(&keys, &rows);
+    for (size_t i = 0; i < keys.size(); ++i) {
+      if (here_.count(keys[i]) == 0) CHECK(RowAt(rows, i) == model_[keys[i]]);
+    }
+  }
+
+  SimEnv* env() { return env_.get(); }
+  RowMover* mover() { return &mover_; }
+  int64_t prefetched() const { return prefetched_; }
+  int64_t refused() const { return refused_; }
+
+ private:
+  static KeySpan Span(const std::vector<Key>& keys) {
+    return {keys.data(), static_cast<int64_t>(keys.size())};
+  }
+  static std::vector<char> RowAt(const std::vector<char>& rows, size_t i) {
+    const auto begin = rows.begin() + static_cast<int64_t>(i) * kRowBytes;
+    return {begin, begin + kRowBytes};
+  }
+
+  // Distinct keys that are not here.
+  std::vector<Key> Absent(size_t most) {
+    std::vector<Key> keys;
+    for (size_t i = 0; i < most; ++i) {
+      const Key key = RandomKey(&random_);
+      const bool twice = std::find(keys.begin(), keys.end(), key) != keys.end();
+      if (here_.count(key) == 0 && !twice) keys.push_back(key);
+    }
+    return keys;
+  }
+
+  const std::shared_ptr<SimEnv> env_;
+  const std::shared_ptr<Store> store_;
+  RowMover mover_;
+  std::mt19937_64 random_;
+  Model model_;
+  std::map<Key, bool> here_;  // and whether it is dirty
+  int64_t prefetched_ = 0;
+  int64_t refused_ = 0;
+};
+
+TEST(GivesBackWhatItWasGiven) {
+  for (const StoreKind kind : kAllKinds) {
+    for (uint64_t seed = 0; seed < 8; ++seed) {
+      Tier tier(std::make_shared<SimEnv>(), kind, seed);
+      const bool disk_fills = kind == StoreKind::kSsd && seed % 2 == 1;
+      for (int step = 0; step < 150; ++step) {
+        if (disk_fills && step % 20 == 10) tier.env()->SetCapacity(0);
+        if (disk_fills && step % 20 == 15) {
+          tier.env()->SetCapacity(int64_t{1} << 40);
+        }
+        tier.TakeSome();
+        tier.PrefetchSome();
+        tier.ChangeSome();
+        tier.EvictSome();
+        tier.PeekSome();
+        tier.CheckWaiting();
+      }
+      CHECK(tier.prefetched() > 100);
+      CHECK_EQ(tier.refused() > 0, disk_fills);
+      CHECK_EQ(tier.mover()->TakeError().ok(), !disk_fills);
+      CHECK_OK(tier.mover()->TakeError());
+      tier.Finish();
+    }
+  }
+}
+
+// Keys 1, 2, … of table 0.
+std::vector<Key> Keys(uint64_t first, uint64_t count) {
+  std::vector<Key> keys;
+  for (uint64_t i = 0; i < count; ++i) keys.push_back({first + i, 0});
+  return keys;
+}
+
+class Bare {
+ public:
+  Bare()
+      : env_(std::make_shared<SimEnv>()),
+        store_(OpenStore(SmallOptions(env_, kRowBytes))),
+        mover_(store_, kMost) {}
+
+  void Write(Key key, const std::vector<char>& row) {
+    CHECK_OK(mover_.Write({key}, BufferOf(row)));
+  }
+  std::vector<char> Take(Key key) {
+    std::vector<char> row(kRowBytes);
+    uint8_t found = 9;
+    CHECK_OK(mover_.Take({&key, 1}, row.data(), &found, &report));
+    CHECK_EQ(found, kRowFound);
+    return row;
+  }
+  int64_t Prefetch(const std::vector<Key>& keys) {
+    return mover_.Prefetch({keys.data(), static_cast<int64_t>(keys.size())});
+  }
+  RowMover& mover() { return mover_; }
+  SimEnv& env() { return *env_; }
+
+  TakeReport report;
+
+ private:
+  const std::shared_ptr<SimEnv> env_;
+  const std::shared_ptr<Store> store_;
+  RowMover mover_;
+};
+
+TEST(WhatCannotBeWrittenIsStillRead) {
+  Bare bare;
+  const Key key{7, 0};
+  bare.Write(key, MakeRow(key, 0, kRowBytes));
+  CHECK_OK(bare.mover().Drain());
+  bare.env().SetCapacity(0);
+  std::vector<char> new_row;
+  uint64_t version = 0;
+  do {  // until the space is used up that the Store had set aside
+    new_row = MakeRow(key, ++version, kRowBytes);
+    bare.Write(key, new_row);
+    CHECK(version < 100);
+  } while (bare.mover().Drain().ok());
+  // Not read from the Store, which has an older row.
+  CHECK_EQ(bare.Prefetch({key}), int64_t{1});
+  CHECK(!bare.mover().Write({{8, 0}}, BufferOf(new_row)).ok());
+  CHECK(!bare.mover().TakeError().ok());
+  bare.env().SetCapacity(int64_t{1} << 40);
+  CHECK_OK(bare.mover().Drain());
+  CHECK(bare.Take(key) == new_row);
+  CHECK_EQ(bare.report.prefetched, int64_t{1});
+  CHECK(!bare.report.waited);
+}
+
+TEST(ReadsAheadWhatFits) {
+  Bare bare;
+  bare.mover().EndStage(30);
+  CHECK_EQ(bare.Prefetch(Keys(1, 15)), kMost - 30);
+  CHECK_EQ(bare.Prefetch(Keys(1, 15)), int64_t{10});  // it has these
+  CHECK_EQ(bare.Prefetch(Keys(100, 1)), int64_t{0});
+  // Nobody wants them: after a while there is room again.
+  for (int i = 0; i < 12; ++i) bare.mover().EndStage(30);
+  CHECK_EQ(bare.Prefetch(Keys(100, 15)), int64_t{10});
+  bare.mover().EndStage(kMost);
+  CHECK_EQ(bare.Prefetch(Keys(200, 15)), int64_t{0});
+}
+
+TEST(KeepsWhatIsReadFarAhead) {
+  Bare bare;
+  constexpr uint64_t kDepth = 9;
+  for (uint64_t i = 0; i < 30; ++i) {
+    bare.Write({i, 0}, MakeRow({i, 0}, i, kRowBytes));
+  }
+  CHECK_OK(bare.mover().Drain());
+  for (uint64_t i = 0; i < kDepth; ++i) bare.Prefetch(Keys(i, 1));
+  for (uint64_t i = 0; i < 30; ++i) {
+    CHECK(bare.Take({i, 0}) == MakeRow({i, 0}, i, kRowBytes));
+    bare.mover().EndStage(1);
+    bare.Prefetch(Keys(i + kDepth, i % 2));  // every second batch lacks nothing
+  }
+  // What was read ahead far into the future is there when its turn comes.
+  CHECK(bare.report.prefetched >= 15);
+}
+
+}  // namespace
+}  // namespace oneemb

@@ -1,0 +1,161 @@
+"""Snapshots of cached tables: what is saved, and that a run goes on from it."""
+
+import jax
+import numpy as np
+import pytest
+
+import oneemb_jax as oe
+from oneemb_jax import cache
+from oneemb_jax import snapshot_files as files
+from oneemb_jax.store import StoreError
+
+BATCH, TABLES, DIM, STEPS = 8, 2, 4, 60
+WORST = BATCH * TABLES
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    cache._close_all()
+
+
+def embedding(options, name="resumed"):
+    return oe.MultiTableEmbedding(
+        name,
+        DIM,
+        "float32",
+        "int64",
+        tables=[oe.make_table_options(oe.make_uniform_initializer(-1.0, 1.0))] * TABLES,
+        store_options=options,
+        optimizer=oe.adam(0.05),
+        seed=3,
+    )
+
+
+def budget(slots):
+    with embedding(oe.make_device_mem_store_options(capacity=1), "budget") as emb:
+        return cache.budget_for(emb.spec, slots)
+
+
+def ssd(folder, slots=2 * WORST):
+    return oe.make_cached_ssd_store_options(budget(slots), folder)
+
+
+def host(folder, slots=2 * WORST):
+    return oe.make_cached_host_mem_store_options(budget(slots), folder)
+
+
+def device(folder):
+    return oe.make_device_mem_store_options(folder, capacity=1000)
+
+
+def batches():
+    random = np.random.default_rng(5)
+    return oe.pack_ids(random.integers(0, 120, (STEPS, BATCH, TABLES)))
+
+
+@jax.jit
+def step(table, ids, later):
+    table = oe.prefetch(oe.stage(table, ids), later)
+    acts, ctx = oe.lookup(table, ids)
+    return oe.update(table, ctx, acts)
+
+
+def train(table, begin, end):
+    every = batches()
+    for t in range(begin, end):
+        table = step(table, every[t], every[min(t + 1, STEPS - 1)])
+    oe.check(table)
+    return table
+
+
+def contents(table):
+    ids = np.repeat(np.arange(120)[:, np.newaxis], TABLES, 1)
+    rows = oe.get_rows(table, ids)
+    state = [rows.state[name].tobytes() for name in sorted(rows.state)]
+    counts = [oe.stats(table)[n] for n in ("rows", "step", "hits", "misses")]
+    return [rows.embedding.tobytes(), rows.found.tobytes(), *state, *counts]
+
+
+@pytest.fixture(scope="module")
+def expected():
+    with embedding(oe.make_device_mem_store_options(capacity=1000), "whole") as emb:
+        return contents(train(emb.init(), 0, STEPS))
+
+
+@pytest.mark.parametrize("before", [ssd, host, device])
+@pytest.mark.parametrize("after", [ssd, host, device])
+def test_a_run_goes_on_to_the_same_bits(tmp_path, expected, before, after):
+    """From one kind of store to any other, in another process or this one."""
+    with embedding(before(tmp_path)) as emb:
+        table = train(emb.init(), 0, 30)
+        path = emb.save_snapshot(table, "half")
+        assert emb.list_snapshots() == ["half"]
+        emb.verify_snapshot("half")
+        train(table, 30, 40)  # what comes later is no part of it
+    with embedding(after(tmp_path)) as emb:
+        table = emb.load_snapshot("half")
+        assert contents(train(table, 30, STEPS)) == expected
+        assert oe.size(emb.load_snapshot(path)) == oe.size(emb.load_snapshot("half"))
+
+
+def test_to_save_changes_nothing(tmp_path, expected):
+    with embedding(ssd(tmp_path)) as emb:
+        table = emb.init()
+        for t in range(0, STEPS, 10):
+            table = train(table, t, t + 10)
+            emb.save_snapshot(table, f"at_{t}")
+        assert contents(table) == expected
+        assert len(emb.list_snapshots()) == STEPS // 10
+        emb.delete_snapshot("at_10")
+        assert len(emb.list_snapshots()) == STEPS // 10 - 1
+
+
+@pytest.mark.parametrize("options", [ssd, host])
+def test_back_and_forth_in_one_process(tmp_path, expected, options):
+    with embedding(options(tmp_path)) as emb:
+        table = train(emb.init(), 0, 30)
+        emb.save_snapshot(table, "half")
+        old = train(table, 30, 50)
+        table = emb.load_snapshot("half")
+        with pytest.raises(oe.TableError, match="belongs to a Store that is gone"):
+            oe.check(old)
+        assert contents(train(table, 30, STEPS)) == expected
+
+
+def test_a_damaged_snapshot_leaves_the_table(tmp_path):
+    with embedding(ssd(tmp_path)) as emb:
+        table = train(emb.init(), 0, 30)
+        path = emb.save_snapshot(table, "half")
+        table = train(table, 30, 35)
+        before = contents(table)
+        manifest = next(p for p in (tmp_path / path).iterdir() if "MANIFEST" in p.name)
+        data = bytearray(manifest.read_bytes())
+        data[len(data) // 2] ^= 1
+        manifest.write_bytes(bytes(data))
+        with pytest.raises((StoreError, ValueError)):
+            emb.load_snapshot("half")
+        assert contents(table) == before
+        train(table, 35, 40)
+
+
+def test_the_folder_is_where_snapshots_are_looked_for(tmp_path):
+    options = ssd(tmp_path)
+    assert options.folder == files.rank_folder(str(tmp_path))
+
+
+def test_capacity_is_not_for_a_cached_table(tmp_path):
+    with embedding(ssd(tmp_path)) as emb:
+        emb.save_snapshot(emb.init(), "empty")
+        with pytest.raises(ValueError, match="leave capacity out"):
+            emb.load_snapshot("empty", capacity=7)
+        assert oe.size(emb.load_snapshot("empty")) == 0
+
+
+def test_save_and_restore_beside_a_pytree(tmp_path, expected):
+    with embedding(ssd(tmp_path / "store")) as emb:
+        table = train(emb.init(), 0, 30)
+        oe.save(tmp_path / "checkpoint", table=table, weights=np.ones(3))
+        table = train(table, 30, 40)
+        restored = oe.restore(tmp_path / "checkpoint", like={"table": table})
+        assert contents(train(restored["table"], 30, STEPS)) == expected

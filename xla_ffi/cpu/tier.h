@@ -1,0 +1,54 @@
+// The device tier of a cached table: which rows a batch lacks, which slots it
+// may take for them, and how a slot changes its key.
+//
+// A slot's clock is the number of the last batch that staged it. Eviction takes
+// the lowest clocks first, ties by (table, id); it never takes a slot of the
+// batch that is being staged. Nothing here touches a Store.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/table_view.h"
+#include "cpu/parallel.h"
+
+namespace oneemb {
+
+// The keys of a batch that the device tier lacks, each once, in order of first
+// occurrence. False when there is no memory to work in.
+bool FindMissing(Parallel* parallel, const IndexView& index,
+                 const KeyRules& rules, const IdsView& ids,
+                 std::vector<Key>* missing);
+
+// The same, and sets the clock of the keys that are there to `now`. *resident
+// becomes the number of these, each counted once.
+bool FindMissingAndTouch(Parallel* parallel, const TableView& table,
+                         const KeyRules& rules, const IdsView& ids,
+                         uint32_t now, std::vector<Key>* missing,
+                         int64_t* resident);
+
+// Which slots may be evicted.
+enum class Victims {
+  kAny,
+  kClean,  // those whose row the Store has, or that have none
+};
+
+// Up to `count` slots in use whose clock is not `now`, the longest unused ones,
+// in order of slots.
+std::vector<int32_t> ChooseVictims(const TableView& table, uint32_t now,
+                                   int64_t count, Victims which);
+
+// The key of a slot in use.
+inline Key SlotKey(const TableView& table, int32_t slot) {
+  return EntryKey(table.index, table.residency[slot].entry);
+}
+
+// Takes the key out of a slot. What the row was is the caller's concern.
+void EvictSlot(const TableView& table, int32_t slot);
+
+// Gives a slot that is free, or was evicted, to a key that is not there. The
+// row is the caller's.
+void AdmitKey(const TableView& table, Key key, int32_t slot, SlotState state,
+              uint32_t now);
+
+}  // namespace oneemb

@@ -1,0 +1,108 @@
+#include "store/table_store.h"
+
+#include <map>
+#include <random>
+#include <utility>
+
+namespace oneemb {
+namespace {
+
+struct Registry {
+  Mutex mutex;
+  std::map<std::string, std::shared_ptr<TableStore>> stores
+      ONEEMB_GUARDED_BY(mutex);
+};
+
+// Never destroyed: XLA's threads may outlive static objects.
+Registry& TheRegistry() {
+  static Registry* const registry = new Registry;
+  return *registry;
+}
+
+// Random, and not 0, which is what a table without a Store has.
+uint64_t NewNonce() {
+  std::random_device random;
+  uint64_t nonce = 0;
+  while (nonce == 0) nonce = (uint64_t{random()} << 32) | random();
+  return nonce;
+}
+
+}  // namespace
+
+void TierFigures::Reset() {
+  hits = 0;
+  misses = 0;
+  prefetched = 0;
+  refused = 0;
+  stalls = 0;
+  victims = 0;
+  write_backs = 0;
+  unstaged = 0;
+  stale = 0;
+}
+
+uint32_t TableStore::generation() const {
+  const MutexLock lock(mutex_);
+  return history_.generation();
+}
+
+Standing TableStore::Judge(TableStamp stamp, Operation operation,
+                           uint64_t digest, int64_t run) const {
+  if (stamp.nonce != nonce_) return Standing::kStale;
+  const MutexLock lock(mutex_);
+  return history_.Judge(stamp.generation, operation, digest, run);
+}
+
+bool TableStore::MayRead(TableStamp stamp, int64_t run) const {
+  if (stamp.nonce != nonce_) return false;
+  const MutexLock lock(mutex_);
+  return history_.MayRead(stamp.generation, run);
+}
+
+void TableStore::Advance(Operation operation, uint64_t digest, int64_t run) {
+  const MutexLock lock(mutex_);
+  history_.Advance(operation, digest, run);
+}
+
+void TableStore::Report(const Status& status) {
+  const MutexLock lock(mutex_);
+  if (error_.ok()) error_ = status;
+}
+
+Status TableStore::TakeError() {
+  {
+    const MutexLock lock(mutex_);
+    if (!error_.ok()) return std::exchange(error_, Status());
+  }
+  return mover_.TakeError();
+}
+
+uint64_t AttachStore(const std::string& name, std::shared_ptr<Store> store,
+                     int64_t slots) {
+  const auto fresh =
+      std::make_shared<TableStore>(std::move(store), slots, NewNonce());
+  std::shared_ptr<TableStore> gone;  // goes after the lock: it may take a while
+  Registry& registry = TheRegistry();
+  const MutexLock lock(registry.mutex);
+  gone = std::exchange(registry.stores[name], fresh);
+  return fresh->nonce();
+}
+
+std::shared_ptr<TableStore> FindStore(const std::string& name) {
+  Registry& registry = TheRegistry();
+  const MutexLock lock(registry.mutex);
+  const auto found = registry.stores.find(name);
+  return found == registry.stores.end() ? nullptr : found->second;
+}
+
+void DetachStore(const std::string& name, uint64_t nonce) {
+  std::shared_ptr<TableStore> gone;  // goes after the lock: it may take a while
+  Registry& registry = TheRegistry();
+  const MutexLock lock(registry.mutex);
+  const auto found = registry.stores.find(name);
+  if (found == registry.stores.end() || found->second->nonce() != nonce) return;
+  gone = std::move(found->second);
+  registry.stores.erase(found);
+}
+
+}  // namespace oneemb

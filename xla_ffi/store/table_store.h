@@ -1,0 +1,91 @@
+// The Store of a cached table, found by the table's name: what a table and its
+// Store must agree on, and what went wrong where nobody could be told.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "store/history.h"
+#include "store/mutex.h"
+#include "store/row_mover.h"
+#include "store/status.h"
+#include "store/store.h"
+
+namespace oneemb {
+
+// What happened between the device tier and its Store.
+struct TierFigures {
+  std::atomic<int64_t> hits{0};         // distinct ids staged, in the tier
+  std::atomic<int64_t> misses{0};       // the others
+  std::atomic<int64_t> prefetched{0};   // of them read ahead
+  std::atomic<int64_t> refused{0};      // ids with no room to be read ahead
+  std::atomic<int64_t> stalls{0};       // batches that waited for the Store
+  std::atomic<int64_t> victims{0};      // rows evicted
+  std::atomic<int64_t> write_backs{0};  // of them written down
+  std::atomic<int64_t> unstaged{0};     // ids looked up without being staged
+  std::atomic<int64_t> stale{0};        // lookups refused on a stale table
+
+  void Reset();
+};
+
+// What a table says of itself.
+struct TableStamp {
+  uint64_t nonce;
+  uint32_t generation;
+};
+
+// Thread-safe.
+class TableStore {
+ public:
+  // Of a device tier with so many slots.
+  TableStore(std::shared_ptr<Store> store, int64_t slots, uint64_t nonce)
+      : nonce_(nonce), store_(std::move(store)), mover_(store_, slots) {}
+  ~TableStore() = default;
+  TableStore(const TableStore&) = delete;
+  TableStore& operator=(const TableStore&) = delete;
+
+  uint64_t nonce() const { return nonce_; }
+  Store* store() const { return store_.get(); }
+  TierFigures& figures() { return figures_; }
+
+  // Held while an operation runs, from Judge to Advance, and by all who use the
+  // mover.
+  Mutex& operations() { return operations_; }
+  RowMover& mover() { return mover_; }
+
+  uint32_t generation() const;
+  Standing Judge(TableStamp stamp, Operation operation, uint64_t digest,
+                 int64_t run) const;
+  bool MayRead(TableStamp stamp, int64_t run) const;
+  void Advance(Operation operation, uint64_t digest, int64_t run);
+
+  // Keeps the first error that nobody has been told of yet.
+  void Report(const Status& status);
+  // That error, once; ok when there is none.
+  Status TakeError();
+
+ private:
+  const uint64_t nonce_;
+  const std::shared_ptr<Store> store_;
+  TierFigures figures_;
+  Mutex operations_;
+  RowMover mover_;
+  mutable Mutex mutex_;
+  History history_ ONEEMB_GUARDED_BY(mutex_);
+  Status error_ ONEEMB_GUARDED_BY(mutex_);
+};
+
+// The Stores of this process by the names of their tables. Thread-safe.
+
+// Makes `store` the one of `name`, in the place of any before: its tables are
+// stale from now on. Returns a nonce that no other Store has.
+uint64_t AttachStore(const std::string& name, std::shared_ptr<Store> store,
+                     int64_t slots);
+// Null when there is none.
+std::shared_ptr<TableStore> FindStore(const std::string& name);
+// Lets go of the Store of `name` if it has this nonce.
+void DetachStore(const std::string& name, uint64_t nonce);
+
+}  // namespace oneemb
