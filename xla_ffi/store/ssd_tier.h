@@ -28,7 +28,7 @@
 namespace oneemb {
 
 enum class CompactionMode {
-  kBackground,  // by a thread of its own
+  kBackground,  // by a thread of its own; puts help when it falls behind
   kInline,      // by the calls that make it necessary; for tests
   kManual,      // by Compact() alone
 };
@@ -164,6 +164,10 @@ class SsdTier {
   // Lets compaction know of `bytes` more, put or made garbage.
   void GrantCompaction(int64_t bytes);
   void CompactWithinCredit() noexcept;
+  // Whether there is so much garbage that the thread alone is too slow.
+  bool CompactionIsBehind() const;
+  // Makes a put wait, and work, until it is not, or its share is used up.
+  void HelpCompaction() noexcept;
   Status CompactStep(bool only_urgent, bool* worked)
       ONEEMB_EXCLUDES(compact_mutex_);
   void CompactInBackground();
