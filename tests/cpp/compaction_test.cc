@@ -1,7 +1,10 @@
 // What compaction costs, what it keeps, and what it leaves alone.
 #include <algorithm>
+#include <chrono>
+#include <thread>
 
 #include "test_store.h"
+#include "wrapped_env.h"
 
 namespace oneemb {
 namespace {
@@ -53,6 +56,52 @@ TEST(OverwritingAtSeventyPercentCostsTwoWritesARow) {
   const auto slots = static_cast<double>(after.slots);
   CHECK(static_cast<double>(after.live_slots) >=
         0.7 * (slots - 2.0 * slots / static_cast<double>(after.segments)));
+}
+
+// A disk that reads slowly, so that compaction is slower than puts.
+class SlowReads final : public WrappedEnv {
+ public:
+  using WrappedEnv::WrappedEnv;
+
+  Status NewEngine(int depth, std::unique_ptr<IoEngine>* engine) override {
+    auto own = std::make_unique<SlowEngine>();
+    ONEEMB_RETURN_IF_ERROR(env()->NewEngine(depth, &own->engine));
+    *engine = std::move(own);
+    return {};
+  }
+
+ private:
+  struct SlowEngine final : IoEngine {
+    void Start(Io* io) override {
+      constexpr std::chrono::milliseconds kLatency{1};
+      if (!io->write) std::this_thread::sleep_for(kLatency);
+      engine->Start(io);
+    }
+    Io* Next() override { return engine->Next(); }
+
+    std::unique_ptr<IoEngine> engine;
+  };
+};
+
+// However fast rows are put, the disk does not fill up with what is dead.
+TEST(PutsDoNotOutrunCompaction) {
+  constexpr uint64_t kIds = 8000;
+  StoreOptions options =
+      Options(std::make_shared<SlowReads>(std::make_shared<SimEnv>()));
+  options.ssd.compaction = CompactionMode::kBackground;
+  const auto store = OpenStore(options);
+  std::mt19937_64 random(1);
+  std::vector<TestBatch> batches;
+  for (int i = 0; i < 8; ++i) batches.push_back(Distinct(&random, kIds, 1000));
+  for (int i = 0; i < 400; ++i) {
+    const TestBatch& batch = batches[static_cast<size_t>(i) % batches.size()];
+    CHECK_OK(store->Put(batch.span(), batch.rows.data()));
+    const StoreStats stats = StatsOf(*store);
+    const auto live = static_cast<double>(stats.live_slots);
+    // A few segments are in the making or just dead.
+    const auto spare = static_cast<double>(8 * options.ssd.segment_bytes / 128);
+    CHECK(static_cast<double>(stats.slots) <= live / (0.85 * 0.7) + spare);
+  }
 }
 
 TEST(CompactionKeepsToItsShare) {

@@ -19,7 +19,8 @@ Status LogWriter::Append(SegmentMap* map, KeySpan keys, const char* rows,
   std::vector<SlotRun> runs;
   locations->clear();
   locations->reserve(static_cast<size_t>(keys.size));
-  Status written = writer_.Append(keys, rows, &runs);
+  Status written =
+      writer_.Append(keys, rows, &runs, [&] { map->Prepare(keys); });
   if (written.kind() == StatusKind::kIoError) {
     Settle(map);
     written = writer_.Append(keys, rows, &runs);

@@ -21,6 +21,7 @@ class LogWriter {
 
   // Writes rows; locations[i] is where row i now can be read. When a write
   // fails, tries once more, elsewhere.
+  // The map prepares for the rows while they are being written.
   Status Append(SegmentMap* map, KeySpan keys, const char* rows,
                 std::vector<uint64_t>* locations);
   // Tells the map which segments are closed; those for which there is no memory

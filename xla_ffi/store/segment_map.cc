@@ -97,6 +97,11 @@ int64_t SegmentMap::BytesAfter(KeySpan keys) const {
                                   EndOfLocations() + Location(1, 0));
 }
 
+void SegmentMap::Prepare(KeySpan keys) {
+  const WriterLock lock(mutex_);
+  (void)index_.Reserve(keys.data, keys.size, EndOfLocations()).ok();
+}
+
 Status SegmentMap::Publish(KeySpan keys, const uint64_t* locations) {
   std::vector<uint64_t> previous(static_cast<size_t>(keys.size));
   const WriterLock lock(mutex_);

@@ -70,6 +70,9 @@ class SegmentMap {
   Status Reserve(int64_t rows, int64_t segments);
   // At most what totals().memory_bytes becomes when these keys are published.
   int64_t BytesAfter(KeySpan keys) const;
+  // Makes room for rows that are about to be published, so that this takes less
+  // time then. Where there is no memory it is left to Publish to say so.
+  void Prepare(KeySpan keys);
   // From now on the rows live at these locations. Of a key that occurs twice
   // the later counts. kNoMemory changes nothing.
   Status Publish(KeySpan keys, const uint64_t* locations);

@@ -69,8 +69,7 @@ Status SegmentWriter::OpenNext() {
     (void)options_.env->Remove(path);  // gives back what was allocated
     return allocated;
   }
-  EncodeHeader(fresh->layout, fresh->number, fresh->salt,
-               buffers_[current_].memory.data());
+  EncodeHeader(fresh->layout, fresh->number, fresh->salt, FreeBuffer());
   direct_io_ = fresh->file->direct();
   fill_ = kBlockBytes;
   offset_ = 0;
@@ -103,12 +102,16 @@ void SegmentWriter::StartWrite() {
   offset_ += fill_;
   fill_ = 0;
   current_ = (current_ + 1) % buffers_.size();
+}
+
+// The buffer that is being filled, once it is free.
+char* SegmentWriter::FreeBuffer() {
   while (buffers_[current_].in_flight) FinishOne();
+  return buffers_[current_].memory.data();
 }
 
 // Waits until all that was started is written.
 Status SegmentWriter::Drain() {
-  StartWrite();
   while (queue_->in_flight() > 0) FinishOne();
   return std::exchange(write_status_, {});
 }
@@ -117,7 +120,7 @@ void SegmentWriter::PutRecord(Key key, const char* row) {
   const SegmentLayout& layout = options_.layout;
   const int64_t in_frame = next_slot_ % layout.slots_per_frame;
   if (in_frame == 0 && fill_ + layout.frame_bytes > capacity_) StartWrite();
-  char* const frame = buffers_[current_].memory.data() + fill_;
+  char* const frame = FreeBuffer() + fill_;
   EncodeRecord(layout, segment_->salt, next_slot_, key, row,
                frame + in_frame * layout.pitch);
   ids_.push_back(key.id);
@@ -139,29 +142,29 @@ void SegmentWriter::PadFrame() {
   fill_ += layout.frame_bytes;
 }
 
-// Appends what fits into the open segment, and waits for it when that is the
-// rest of the rows or the segment is full.
-Status SegmentWriter::AppendRun(KeySpan keys, const char* rows,
-                                int64_t* taken) {
+// Appends what fits into the open segment; all of it is on its way then.
+void SegmentWriter::StartRun(KeySpan keys, const char* rows, int64_t* taken) {
   const SegmentLayout& layout = options_.layout;
   *taken = std::min(keys.size, options_.slots_per_segment - next_slot_);
   for (int64_t i = 0; i < *taken; ++i) {
     PutRecord(keys[i], rows + i * layout.row_bytes);
   }
   if (next_slot_ % layout.slots_per_frame != 0) PadFrame();
-  return Drain();
+  StartWrite();
 }
 
 Status SegmentWriter::Append(KeySpan keys, const char* rows,
-                             std::vector<SlotRun>* runs) {
+                             std::vector<SlotRun>* runs,
+                             const Meanwhile& meanwhile) {
   runs->clear();
   for (int64_t done = 0; done < keys.size;) {
     if (segment_ == nullptr) ONEEMB_RETURN_IF_ERROR(OpenNext());
     const int64_t first = next_slot_;
     int64_t taken = 0;
-    const Status written =
-        AppendRun(keys.Slice(done, keys.size - done),
-                  rows + done * options_.layout.row_bytes, &taken);
+    StartRun(keys.Slice(done, keys.size - done),
+             rows + done * options_.layout.row_bytes, &taken);
+    if (meanwhile != nullptr && done + taken == keys.size) meanwhile();
+    const Status written = Drain();
     if (!written.ok()) {
       CloseWith(written);
       return written;

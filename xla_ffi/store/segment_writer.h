@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -53,7 +54,10 @@ class SegmentWriter {
   // can be read from their slots; they are on the disk once their segment is
   // sealed. On an error no row counts as written: the segment of a failed write
   // is closed, and the next call begins a new one.
-  Status Append(KeySpan keys, const char* rows, std::vector<SlotRun>* runs);
+  // `meanwhile` is called once while the last writes are underway.
+  using Meanwhile = std::function<void()>;
+  Status Append(KeySpan keys, const char* rows, std::vector<SlotRun>* runs,
+                const Meanwhile& meanwhile = nullptr);
 
   // Seals the open segment, if there is one.
   void Close();
@@ -82,11 +86,12 @@ class SegmentWriter {
 
   Status Prepare();
   Status OpenNext();
-  Status AppendRun(KeySpan keys, const char* rows, int64_t* taken);
+  void StartRun(KeySpan keys, const char* rows, int64_t* taken);
   void PutRecord(Key key, const char* row);
   void PadFrame();
   void StartWrite();
   void FinishOne();
+  char* FreeBuffer();
   Status Drain();
   Status Seal();
   Status WriteKeysAndTrailer();

@@ -244,6 +244,7 @@ Status SsdTier::PutOnce(KeySpan keys, const char* rows) {
   }
   put_bytes_ += bytes;
   GrantCompaction(bytes);
+  if (options_.compaction == CompactionMode::kBackground) HelpCompaction();
   return status;
 }
 
@@ -293,6 +294,26 @@ void SsdTier::CompactWithinCredit() noexcept {
     bool worked = true;
     while (worked && !stop_) {
       if (!CompactStep(credit_ <= 0, &worked).ok()) return;
+    }
+  } catch (const std::bad_alloc&) {
+    return;
+  }
+}
+
+bool SsdTier::CompactionIsBehind() const {
+  constexpr double kBehind = 0.85;
+  constexpr int64_t kSegments = 4;
+  const SegmentMap::Totals totals = map()->totals();
+  return totals.slots - totals.live >= kSegments * slots_per_segment_ &&
+         static_cast<double>(totals.live) <
+             kBehind * options_.utilisation * static_cast<double>(totals.slots);
+}
+
+void SsdTier::HelpCompaction() noexcept {
+  try {
+    bool worked = true;
+    while (worked && credit_ > 0 && CompactionIsBehind()) {
+      if (!CompactStep(false, &worked).ok()) return;
     }
   } catch (const std::bad_alloc&) {
     return;
