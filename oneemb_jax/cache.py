@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import math
+import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -105,8 +106,8 @@ def load_cached(spec: TableSpec, device: Any, folder: str) -> Table:
     _check_platform(device, "load_snapshot")
     found = _open.get(spec.name)
     if found is not None and found.spec == spec:
-        native.settle_store(spec.name)  # nothing of the old rows comes late
-        found.store.load_from(folder)
+        # Steps that are under way find their table stale from then on.
+        native.replace_store(spec.name, os.fsencode(folder))
         return _attached(found.store, spec, device)
     close_cached(spec.name)
     store = _open_store(spec)
@@ -230,8 +231,9 @@ def check_current(table: Table, call: str, *, late: bool = False) -> None:
         raise TableError(
             f"{call}(table): table {name!r} is of generation {generation}, its Store "
             f"at generation {state['generation']}: it was kept while a later one was "
-            "trained. Use the table that came back last. To skip a step inside jit, "
-            "pass update(apply=False); to go back, load_snapshot."
+            "staged or trained. Use the table that came back last, and return it "
+            "from every program that stages, one that evaluates too. To skip a step "
+            "inside jit, pass update(apply=False); to go back, load_snapshot."
         )
     native.take_store_error(name)
 

@@ -129,7 +129,8 @@ def _in_store(
     """Rows of a cached table that its cache does not have."""
     seen = _Seen()
     for ids, tables, _ in _in_device_memory(table, batch_size, 0):
-        seen.add(ids.astype(np.uint64), tables)
+        # Zero-extended, as the store has them.
+        seen.add(ids.view(f"u{ids.dtype.itemsize}").astype(np.uint64), tables)
     for below, (ids, tables, rows) in enumerate(all_below(table, "items")):
         chosen = np.flatnonzero(seen.new(ids, tables))
         if below == 0:  # what waits to be written, if anything does

@@ -266,6 +266,15 @@ void AddTableStores(nb::module_& m) {
         DetachStore(name, nonce);
       },
       "Lets go of a table's Store.");
+  m.def(
+      "replace_store",
+      [](const std::string& name, const nb::bytes& folder) {
+        const std::string path = PathOf(folder);
+        const std::shared_ptr<TableStore> store = FindStore(name);
+        if (store == nullptr) throw nb::value_error("the Store is closed");
+        RunReleased([&] { return store->Replace(path); });
+      },
+      "Replaces all rows of a table's Store by a snapshot's.");
   m.def("store_of_table", &StoreOfTable,
         "Figures of a table's Store, or None.");
   m.def(

@@ -12,6 +12,9 @@ namespace {
 // For how many batches longer than its turn a row that was read ahead is kept,
 // if no batch takes it: a program may stage several batches a step.
 constexpr uint64_t kPatience = 4;
+// No batch is asked for earlier than this many before its turn. Without a bound
+// rows that nobody takes would make those behind them wait longer and longer.
+constexpr uint64_t kMostAhead = 16;
 
 }  // namespace
 
@@ -301,6 +304,7 @@ int64_t RowMover::Prefetch(KeySpan keys) {
   }
   const auto reads = static_cast<int64_t>(wanted.size());
   wanted.insert(wanted.end(), waiting.begin(), waiting.end());
+  if (wanted.empty()) return had;
   auto batch = std::make_shared<ReadBatch>(std::move(wanted), reads);
   if (!batch->rows.Resize(batch->left * row_bytes_).ok()) return had;
   for (auto i = static_cast<size_t>(reads); i < batch->keys.size(); ++i) {
@@ -310,7 +314,8 @@ int64_t RowMover::Prefetch(KeySpan keys) {
     batch->found[i] = kRowFound;
   }
   ahead_.push_back(batch);
-  batch->due = stages_ + ahead_.size() + kPatience;
+  batch->due =
+      stages_ + std::min<uint64_t>(ahead_.size(), kMostAhead) + kPatience;
   const MutexLock lock(mutex_);
   batch->done = reads == 0;
   if (!batch->done) reads_.push_back(batch);

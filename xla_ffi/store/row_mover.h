@@ -63,6 +63,9 @@ class RowMover {
   // reading ahead. Forgets what was read ahead for batches that have gone by.
   void EndStage(int64_t rows);
 
+  // Whether this is a fork of the process that made it.
+  bool Forked() const;
+
   // The first error of writing that nobody has been told of yet, once.
   Status TakeError();
 
@@ -107,7 +110,6 @@ class RowMover {
     int64_t to;
   };
 
-  bool Forked() const;
   Status ForkedStatus() const;
   void WriteAll();
   void ReadAll();

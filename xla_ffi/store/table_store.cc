@@ -1,7 +1,9 @@
 #include "store/table_store.h"
 
+#include <chrono>
 #include <map>
 #include <random>
+#include <thread>
 #include <utility>
 
 namespace oneemb {
@@ -50,18 +52,29 @@ Standing TableStore::Judge(TableStamp stamp, Operation operation,
                            uint64_t digest, int64_t run) const {
   if (stamp.nonce != nonce_) return Standing::kStale;
   const MutexLock lock(mutex_);
+  if (replaced_) return Standing::kStale;
   return history_.Judge(stamp.generation, operation, digest, run);
 }
 
 bool TableStore::MayRead(TableStamp stamp, int64_t run) const {
   if (stamp.nonce != nonce_) return false;
   const MutexLock lock(mutex_);
-  return history_.MayRead(stamp.generation, run);
+  return !replaced_ && history_.MayRead(stamp.generation, run);
 }
 
 void TableStore::Advance(Operation operation, uint64_t digest, int64_t run) {
   const MutexLock lock(mutex_);
   history_.Advance(operation, digest, run);
+}
+
+Status TableStore::Replace(const std::string& folder) {
+  const MutexLock operations(operations_);
+  // What can't be written now never will be: nobody asks for it any more.
+  (void)mover_.Drain().ok();
+  ONEEMB_RETURN_IF_ERROR(store_->LoadFrom(folder, nullptr));
+  const MutexLock lock(mutex_);
+  replaced_ = true;
+  return {};
 }
 
 void TableStore::Report(const Status& status) {
@@ -96,13 +109,26 @@ std::shared_ptr<TableStore> FindStore(const std::string& name) {
 }
 
 void DetachStore(const std::string& name, uint64_t nonce) {
-  std::shared_ptr<TableStore> gone;  // goes after the lock: it may take a while
-  Registry& registry = TheRegistry();
-  const MutexLock lock(registry.mutex);
-  const auto found = registry.stores.find(name);
-  if (found == registry.stores.end() || found->second->nonce() != nonce) return;
-  gone = std::move(found->second);
-  registry.stores.erase(found);
+  std::shared_ptr<TableStore> gone;
+  {
+    Registry& registry = TheRegistry();
+    const MutexLock lock(registry.mutex);
+    const auto found = registry.stores.find(name);
+    if (found == registry.stores.end() || found->second->nonce() != nonce) {
+      return;
+    }
+    gone = std::move(found->second);
+    registry.stores.erase(found);
+  }
+  if (gone->Forked()) {
+    // Its threads and locks are the parent's: nothing here can be ended.
+    (void)new std::shared_ptr<TableStore>(std::move(gone));
+    return;
+  }
+  // No operation finds it any more, and those under way are short.
+  while (gone.use_count() > 1) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
 }
 
 }  // namespace oneemb

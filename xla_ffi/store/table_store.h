@@ -65,6 +65,14 @@ class TableStore {
   bool MayRead(TableStamp stamp, int64_t run) const;
   void Advance(Operation operation, uint64_t digest, int64_t run);
 
+  // Replaces all rows by a snapshot's, between two operations: from then on all
+  // tables so far are stale, those of operations under way included. Any error
+  // leaves the Store and its table as they were.
+  Status Replace(const std::string& folder);
+
+  // Whether this is another process, a fork of the one that made it.
+  bool Forked() const { return mover_.Forked(); }
+
   // Keeps the first error that nobody has been told of yet.
   void Report(const Status& status);
   // That error, once; ok when there is none.
@@ -79,6 +87,7 @@ class TableStore {
   std::vector<TierVictim> victims_;
   mutable Mutex mutex_;
   History history_ ONEEMB_GUARDED_BY(mutex_);
+  bool replaced_ ONEEMB_GUARDED_BY(mutex_) = false;
   Status error_ ONEEMB_GUARDED_BY(mutex_);
 };
 
@@ -90,7 +99,8 @@ uint64_t AttachStore(const std::string& name, std::shared_ptr<Store> store,
                      int64_t slots);
 // Null when there is none.
 std::shared_ptr<TableStore> FindStore(const std::string& name);
-// Lets go of the Store of `name` if it has this nonce.
+// Lets go of the Store of `name` if it has this nonce, when the operations
+// under way have ended.
 void DetachStore(const std::string& name, uint64_t nonce);
 
 }  // namespace oneemb
