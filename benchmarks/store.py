@@ -307,7 +307,7 @@ def measure_load(options: Options, folder: pathlib.Path) -> None:
     with Store(folder / "store", width) as store:
         report("load put", rows=str(total), seconds=seconds(lambda: put(store)))
         report("load items", seconds=seconds(lambda: compare(store)))
-        report("load save", seconds=seconds(lambda: store.save("s")))
+        report("load save", seconds=seconds(lambda: store.save_snapshot("s")))
         stats = store.stats()
     report(
         "load size",
@@ -315,7 +315,7 @@ def measure_load(options: Options, folder: pathlib.Path) -> None:
         index_bytes_per_key=stats["index_bytes"] / total,
     )
     with Store(folder / "store", width) as store:
-        report("load load", seconds=seconds(lambda: store.load("s")))
+        report("load load", seconds=seconds(lambda: store.load_snapshot("s")))
         report("load items", seconds=seconds(lambda: compare(store)))
         report("load fetch", krows_per_s=fetch_speed(store, total, rows_of))
 
@@ -359,7 +359,7 @@ def main() -> None:
     unknown = set(options.phases) - set(PHASES)
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; use {', '.join(PHASES)}")
-    print(json.dumps(machine.describe() if hasattr(machine, "describe") else {}))
+    print(json.dumps(machine.card()))
     for name in options.phases or PHASES:
         folder = options.folder / f"store_{name}"
         folder.mkdir(parents=True)

@@ -19,6 +19,13 @@
 #include "temp_folder.h"
 #include "test_store.h"
 
+// The victim starts threads, and is forked from a process that had some, which
+// the thread sanitizer does not like otherwise.
+extern "C" const char*
+__tsan_default_options() {  // NOLINT(bugprone-reserved-identifier)
+  return "die_after_fork=0";
+}
+
 namespace oneemb {
 namespace {
 

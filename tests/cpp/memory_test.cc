@@ -29,12 +29,16 @@ bool Refuses() {
 
 }  // namespace
 
-// All forms of new come down to this one. Not inlined: g++ would see new
-// answered by free, and warn.
+// Not inlined: g++ would see new answered by free, and warn. The form that does
+// not throw has to be here too: the address sanitizer brings its own.
 [[gnu::noinline]] void* operator new(size_t bytes) {
   void* const memory = Refuses() ? nullptr : std::malloc(bytes);
   if (memory == nullptr) throw std::bad_alloc();
   return memory;
+}
+[[gnu::noinline]] void* operator new(size_t bytes,
+                                     const std::nothrow_t&) noexcept {
+  return Refuses() ? nullptr : std::malloc(bytes);
 }
 [[gnu::noinline]] void operator delete(void* memory) noexcept {
   std::free(memory);

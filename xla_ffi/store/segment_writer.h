@@ -47,6 +47,7 @@ struct ClosedSegment {
 class SegmentWriter {
  public:
   explicit SegmentWriter(SegmentWriterOptions options);
+  ~SegmentWriter() = default;
   SegmentWriter(const SegmentWriter&) = delete;
   SegmentWriter& operator=(const SegmentWriter&) = delete;
 

@@ -166,13 +166,17 @@ Status SsdTier::Read(const LocatedRows& located, KeySpan keys, char* rows,
   for (const RowRead& read : located.reads) found[read.item] = kRowFailed;
   // Whatever happens, the place of the reader is given back.
   struct Borrowed {
+    Borrowed(SsdTier* from, std::unique_ptr<RowReader> taken)
+        : tier(from), reader(std::move(taken)) {}
+    ~Borrowed() { tier->GiveReader(std::move(reader)); }
+    Borrowed(const Borrowed&) = delete;
+    Borrowed& operator=(const Borrowed&) = delete;
     SsdTier* tier;
     std::unique_ptr<RowReader> reader;
-    ~Borrowed() { tier->GiveReader(std::move(reader)); }
   };
   std::unique_ptr<RowReader> reader;
   ONEEMB_RETURN_IF_ERROR(TakeReader(&reader));
-  Borrowed borrowed{this, std::move(reader)};
+  Borrowed borrowed(this, std::move(reader));
   try {
     return borrowed.reader->Read(located.reads, keys, rows, found);
   } catch (const std::bad_alloc&) {
