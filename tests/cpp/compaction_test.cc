@@ -99,7 +99,8 @@ TEST(PutsDoNotOutrunCompaction) {
     const StoreStats stats = StatsOf(*store);
     const auto live = static_cast<double>(stats.live_slots);
     // A few segments are in the making or just dead.
-    const auto spare = static_cast<double>(8 * options.ssd.segment_bytes / 128);
+    const int64_t slots_of_segment = options.ssd.segment_bytes / 128;
+    const auto spare = static_cast<double>(8 * slots_of_segment);
     CHECK(static_cast<double>(stats.slots) <= live / (0.85 * 0.7) + spare);
   }
 }
