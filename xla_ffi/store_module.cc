@@ -241,12 +241,9 @@ nb::object SettleStore(const std::string& name) {
   RowBatch batch;
   {
     const nb::gil_scoped_release released;
-    const MutexLock lock(store->operations());
-    if (!store->mover().Drain().ok()) {
-      store->mover().Waiting(&batch.keys, &batch.rows);
-    }
+    store->Settle(&batch.keys, &batch.rows);
   }
-  return Arrays(std::move(batch), store->store()->options().row_bytes);
+  return Arrays(std::move(batch), store->row_bytes());
 }
 
 void AddTableStores(nb::module_& m) {

@@ -3,10 +3,12 @@
 #include "tier/cached_table.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <map>
 #include <random>
 #include <set>
+#include <thread>
 #include <tuple>
 
 #include "check.h"
@@ -314,6 +316,103 @@ TEST(AStaleTableIsLeftAlone) {
   CHECK_EQ(cached.Now().store->figures().stale.load(), int64_t{1});
   const uint64_t hits = cached.counter(kHits) + cached.counter(kMisses);
   CHECK_EQ(hits, uint64_t{10});
+}
+
+// Rows of one width that are there in a Store.
+int64_t RowsOf(Store* store) {
+  int64_t size = 0;
+  CHECK_OK(store->Size(&size));
+  return size;
+}
+
+TEST(ARetiredStoreLetsGoWhoeverHasItsTable) {
+  const auto env = std::make_shared<SimEnv>();
+  TestParallel parallel(1);
+  std::mt19937_64 random(1);
+  const Batch batch = RandomBatch(&random, 10);
+  TestCached cached(kDim, 16, OptimizerKind::kSgd, "retired", env);
+  CHECK(Stage(&parallel, cached.Next(), batch.View()));
+  const CachedTable kept = cached.Now();
+  const StoreOptions options = kept.store->store()->options();
+  DetachStore("retired", kept.nonce);
+  CHECK(StoreOf("retired") == nullptr);
+  // Its folder is free, although the table is still here.
+  CHECK_EQ(RowsOf(OpenStore(options).get()), int64_t{0});
+  CHECK(Stage(&parallel, kept, batch.View()));
+  CHECK(Prefetch(&parallel, kept, batch.View()));
+  CHECK(!WriteDown(kept));
+  CHECK_EQ(cached.counter(kStale), uint64_t{1});
+  std::vector<Key> keys;
+  std::vector<char> rows;
+  kept.store->Settle(&keys, &rows);
+  CHECK(keys.empty() && rows.empty());
+  CHECK_OK(kept.store->TakeError());
+}
+
+// Trains until its Store is another's or nobody's.
+class Trainer {
+ public:
+  explicit Trainer(TestCached* cached)
+      : thread_([this, cached] { Train(cached); }) {}
+  ~Trainer() { thread_.join(); }
+  Trainer(const Trainer&) = delete;
+  Trainer& operator=(const Trainer&) = delete;
+
+  void AwaitWork() const {
+    while (steps_ < 5) std::this_thread::yield();
+  }
+
+ private:
+  void Train(TestCached* cached) {
+    TestParallel parallel(1);
+    std::mt19937_64 random(7);
+    while (cached->counter(kStale) == 0 && steps_ < 50'000) {
+      const Batch batch = RandomBatch(&random, 10);
+      CHECK(Stage(&parallel, cached->Next(), batch.View()));
+      CHECK(
+          Prefetch(&parallel, cached->Now(), RandomBatch(&random, 10).View()));
+      cached->Train(&parallel, batch, cached->Read(&parallel, batch));
+      ++steps_;
+    }
+    CHECK(cached->counter(kStale) > 0);
+  }
+
+  std::atomic<int64_t> steps_{0};
+  std::thread thread_;
+};
+
+TEST(RetiresBesideATableInTraining) {
+  for (int i = 0; i < 20; ++i) {
+    const auto env = std::make_shared<SimEnv>();
+    TestCached cached(kDim, 16, OptimizerKind::kAdagrad, "busy", env);
+    const StoreOptions options = StoreOf("busy")->store()->options();
+    const uint64_t nonce = StoreOf("busy")->nonce();
+    const Trainer trainer(&cached);
+    trainer.AwaitWork();
+    DetachStore("busy", nonce);
+    CHECK(RowsOf(OpenStore(options).get()) == 0);
+  }
+}
+
+TEST(IsReplacedBesideATableInTraining) {
+  for (int i = 0; i < 20; ++i) {
+    const auto env = std::make_shared<SimEnv>();
+    TestCached cached(kDim, 16, OptimizerKind::kAdagrad, "busy", env);
+    const std::shared_ptr<TableStore> store = StoreOf("busy");
+    const auto row_bytes = static_cast<size_t>(store->row_bytes());
+    const Key key{uint64_t{1} << 40, 0};  // of no batch
+    const std::vector<char> row(row_bytes, 'x');
+    CHECK_OK(store->store()->Put({&key, 1}, row.data()));
+    CHECK_OK(store->store()->Save("one", ""));
+    const std::string folder = "store/snap/one";
+    const Trainer trainer(&cached);
+    trainer.AwaitWork();
+    CHECK_OK(store->Replace(folder));
+    // Nothing that was on its way has got in.
+    const Model rows = Dump(store->store());
+    CHECK_EQ(rows.size(), size_t{1});
+    CHECK(rows.at(key) == row);
+  }
 }
 
 // Operation kinds in words of one letter.

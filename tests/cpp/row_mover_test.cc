@@ -277,5 +277,15 @@ TEST(KeepsWhatIsReadFarAhead) {
   CHECK(bare.report.prefetched >= 15);
 }
 
+TEST(ForgetsWhatNobodyTakes) {
+  Bare bare;
+  for (uint64_t i = 0; i < 200; ++i) {
+    bare.Prefetch(Keys(i, 1));
+    bare.mover().EndStage(1);
+  }
+  // Batches of the last 20 stages may wait for their turn still.
+  CHECK(bare.Prefetch(Keys(1000, kMost)) >= kMost - 1 - 20);
+}
+
 }  // namespace
 }  // namespace oneemb

@@ -20,13 +20,15 @@ constexpr uint64_t kMostAhead = 16;
 
 RowMover::RowMover(std::shared_ptr<Store> store, int64_t most_rows)
     : store_(std::move(store)),
+      path_(store_->options().path),
       row_bytes_(store_->options().row_bytes),
       most_rows_(most_rows),
       process_(getpid()),
       writer_([this] { WriteAll(); }),
       reader_([this] { ReadAll(); }) {}
 
-RowMover::~RowMover() {
+void RowMover::Close() {
+  if (store_ == nullptr) return;
   if (Forked()) {
     writer_.detach();  // they are the parent's
     reader_.detach();
@@ -39,15 +41,16 @@ RowMover::~RowMover() {
   changed_.NotifyAll();
   writer_.join();
   reader_.join();
+  store_.reset();
 }
 
 bool RowMover::Forked() const { return getpid() != process_; }
 
 Status RowMover::ForkedStatus() const {
-  return {StatusKind::kUnavailable,
-          store_->options().path + ": this Store belongs to process " +
-              std::to_string(process_) + ", not to its fork " +
-              std::to_string(getpid())};
+  return {StatusKind::kUnavailable, path_ + ": this Store belongs to process " +
+                                        std::to_string(process_) +
+                                        ", not to its fork " +
+                                        std::to_string(getpid())};
 }
 
 // ---- The mover's threads.

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -37,8 +38,7 @@ class RowMover {
  public:
   // At most `most_rows` rows wait to be written, and as many are read ahead.
   RowMover(std::shared_ptr<Store> store, int64_t most_rows);
-  // Drops what is not written.
-  ~RowMover();
+  ~RowMover() { Close(); }
   RowMover(const RowMover&) = delete;
   RowMover& operator=(const RowMover&) = delete;
 
@@ -62,6 +62,10 @@ class RowMover {
   // A batch of `rows` rows has been staged: they leave that much less room for
   // reading ahead. Forgets what was read ahead for batches that have gone by.
   void EndStage(int64_t rows);
+
+  // Ends the threads and lets go of the Store; drops what is not written. From
+  // then on only TakeError, Forked and Close may be called.
+  void Close();
 
   // Whether this is a fork of the process that made it.
   bool Forked() const;
@@ -125,7 +129,8 @@ class RowMover {
   Status AwaitWrites(int64_t most) ONEEMB_REQUIRES(mutex_);
   void Forget(const std::shared_ptr<ReadBatch>& batch);
 
-  const std::shared_ptr<Store> store_;
+  std::shared_ptr<Store> store_;  // null when closed
+  const std::string path_;
   const int64_t row_bytes_;
   const int64_t most_rows_;
   const pid_t process_;

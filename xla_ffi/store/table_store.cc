@@ -1,9 +1,7 @@
 #include "store/table_store.h"
 
-#include <chrono>
 #include <map>
 #include <random>
-#include <thread>
 #include <utility>
 
 namespace oneemb {
@@ -29,6 +27,13 @@ uint64_t NewNonce() {
   return nonce;
 }
 
+// Who still has it finds its table stale.
+void LetGo(std::shared_ptr<TableStore> store) {
+  store->Retire();
+  // A fork can't end what is the parent's: it stays as it is.
+  if (store->Forked()) (void)new std::shared_ptr<TableStore>(std::move(store));
+}
+
 }  // namespace
 
 void TierFigures::Reset() {
@@ -52,14 +57,14 @@ Standing TableStore::Judge(TableStamp stamp, Operation operation,
                            uint64_t digest, int64_t run) const {
   if (stamp.nonce != nonce_) return Standing::kStale;
   const MutexLock lock(mutex_);
-  if (replaced_) return Standing::kStale;
+  if (ended_) return Standing::kStale;
   return history_.Judge(stamp.generation, operation, digest, run);
 }
 
 bool TableStore::MayRead(TableStamp stamp, int64_t run) const {
   if (stamp.nonce != nonce_) return false;
   const MutexLock lock(mutex_);
-  return !replaced_ && history_.MayRead(stamp.generation, run);
+  return !ended_ && history_.MayRead(stamp.generation, run);
 }
 
 void TableStore::Advance(Operation operation, uint64_t digest, int64_t run) {
@@ -73,8 +78,24 @@ Status TableStore::Replace(const std::string& folder) {
   (void)mover_.Drain().ok();
   ONEEMB_RETURN_IF_ERROR(store_->LoadFrom(folder, nullptr));
   const MutexLock lock(mutex_);
-  replaced_ = true;
+  ended_ = true;
   return {};
+}
+
+void TableStore::Settle(std::vector<Key>* keys, std::vector<char>* rows) {
+  const MutexLock operations(operations_);
+  if (store_ != nullptr && !mover_.Drain().ok()) mover_.Waiting(keys, rows);
+}
+
+void TableStore::Retire() {
+  if (Forked()) return;
+  const MutexLock operations(operations_);
+  {
+    const MutexLock lock(mutex_);
+    ended_ = true;
+  }
+  mover_.Close();
+  store_.reset();
 }
 
 void TableStore::Report(const Status& status) {
@@ -94,10 +115,13 @@ uint64_t AttachStore(const std::string& name, std::shared_ptr<Store> store,
                      int64_t slots) {
   const auto fresh =
       std::make_shared<TableStore>(std::move(store), slots, NewNonce());
-  std::shared_ptr<TableStore> gone;  // goes after the lock: it may take a while
-  Registry& registry = TheRegistry();
-  const MutexLock lock(registry.mutex);
-  gone = std::exchange(registry.stores[name], fresh);
+  std::shared_ptr<TableStore> gone;
+  {
+    Registry& registry = TheRegistry();
+    const MutexLock lock(registry.mutex);
+    gone = std::exchange(registry.stores[name], fresh);
+  }
+  if (gone != nullptr) LetGo(std::move(gone));
   return fresh->nonce();
 }
 
@@ -120,15 +144,7 @@ void DetachStore(const std::string& name, uint64_t nonce) {
     gone = std::move(found->second);
     registry.stores.erase(found);
   }
-  if (gone->Forked()) {
-    // Its threads and locks are the parent's: nothing here can be ended.
-    (void)new std::shared_ptr<TableStore>(std::move(gone));
-    return;
-  }
-  // No operation finds it any more, and those under way are short.
-  while (gone.use_count() > 1) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
+  LetGo(std::move(gone));
 }
 
 }  // namespace oneemb

@@ -43,18 +43,22 @@ class TableStore {
  public:
   // Of a device tier with so many slots.
   TableStore(std::shared_ptr<Store> store, int64_t slots, uint64_t nonce)
-      : nonce_(nonce), store_(std::move(store)), mover_(store_, slots) {}
+      : nonce_(nonce),
+        row_bytes_(store->options().row_bytes),
+        store_(std::move(store)),
+        mover_(store_, slots) {}
   ~TableStore() = default;
   TableStore(const TableStore&) = delete;
   TableStore& operator=(const TableStore&) = delete;
 
   uint64_t nonce() const { return nonce_; }
-  Store* store() const { return store_.get(); }
+  int64_t row_bytes() const { return row_bytes_; }
   TierFigures& figures() { return figures_; }
 
-  // Held while an operation runs, from Judge to Advance, and by all who use the
-  // mover.
+  // Held while an operation runs, from Judge to Advance: what follows is there
+  // for a table that is not stale.
   Mutex& operations() { return operations_; }
+  Store* store() const { return store_.get(); }
   RowMover& mover() { return mover_; }
   // What the last look for victims found beyond what it was for (cpu/tier.h).
   std::vector<TierVictim>& victims() { return victims_; }
@@ -70,6 +74,13 @@ class TableStore {
   // leaves the Store and its table as they were.
   Status Replace(const std::string& folder);
 
+  // Keys and rows that wait to be written, after an attempt to do so.
+  void Settle(std::vector<Key>* keys, std::vector<char>* rows);
+
+  // Lets go of the Store between two operations: from then on all tables are
+  // stale. In a fork, whose threads and locks are the parent's, nothing ends.
+  void Retire();
+
   // Whether this is another process, a fork of the one that made it.
   bool Forked() const { return mover_.Forked(); }
 
@@ -80,14 +91,16 @@ class TableStore {
 
  private:
   const uint64_t nonce_;
-  const std::shared_ptr<Store> store_;
+  const int64_t row_bytes_;
   TierFigures figures_;
   Mutex operations_;
+  std::shared_ptr<Store> store_;  // null when retired
   RowMover mover_;
   std::vector<TierVictim> victims_;
   mutable Mutex mutex_;
   History history_ ONEEMB_GUARDED_BY(mutex_);
-  bool replaced_ ONEEMB_GUARDED_BY(mutex_) = false;
+  // No table so far is of this Store any more.
+  bool ended_ ONEEMB_GUARDED_BY(mutex_) = false;
   Status error_ ONEEMB_GUARDED_BY(mutex_);
 };
 
@@ -99,8 +112,7 @@ uint64_t AttachStore(const std::string& name, std::shared_ptr<Store> store,
                      int64_t slots);
 // Null when there is none.
 std::shared_ptr<TableStore> FindStore(const std::string& name);
-// Lets go of the Store of `name` if it has this nonce, when the operations
-// under way have ended.
+// Retires the Store of `name` if it has this nonce.
 void DetachStore(const std::string& name, uint64_t nonce);
 
 }  // namespace oneemb
