@@ -256,13 +256,11 @@ def _check_room(
     """ValueError if the ids cannot all be written."""
     spec = table.spec
     ids = unpack_ids(words, np.uint64) if spec.id_words == 2 else words[:, 0]
-    if spec.padding_idx is not None:
-        padding = spec.padding_idx % 2 ** (32 * spec.id_words)
-        if (ids == ids.dtype.type(padding)).any():
-            raise ValueError(
-                f"set_rows(ids=...): {spec.padding_idx} is the padding_idx, which "
-                "stores no row."
-            )
+    if spec.is_padding(ids).any():
+        raise ValueError(
+            f"set_rows(ids=...): {spec.padding_idx} is the padding_idx, which "
+            "stores no row."
+        )
     if spec.is_cached:
         return
     keys = np.zeros_like(tables) if spec.shared_keys else tables

@@ -103,13 +103,6 @@ def _checked_step(spec: TableSpec, step: Any, with_state: bool) -> int:
     return int(step)
 
 
-def _no_padding(spec: TableSpec, keys: np.ndarray) -> np.ndarray:
-    """Which keys are not ``padding_idx``, bool[n]."""
-    if spec.padding_idx is None:
-        return np.ones(len(keys), bool)
-    return keys != np.array(spec.padding_idx).astype(keys.dtype)
-
-
 def _table_ids(table_of: Any, keys: np.ndarray, num_tables: int) -> np.ndarray:
     """The table of each key, int32[n]."""
     if table_of is None:
@@ -210,7 +203,7 @@ def import_snapshot(
         table = _empty_table(embedding, len(snapshot), done, grow, device)
         padded = 0
         for all_keys, rows in snapshot:
-            kept = _no_padding(spec, all_keys)
+            kept = ~spec.is_padding(all_keys)
             padded += len(all_keys) - int(kept.sum())
             keys = all_keys[kept]
             tables = _table_ids(table_of, keys, spec.num_tables)

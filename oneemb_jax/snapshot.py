@@ -126,23 +126,32 @@ def save_snapshot(table: Table, name: str) -> str:
     return write_table(table, folder, name, call)
 
 
-def _id_words(ids: np.ndarray, spec: TableSpec, folder: str) -> np.ndarray:
-    keys = files.as_keys(ids, spec.key_type, folder)
-    return keys.view(np.uint32).reshape(-1, spec.id_words)
-
-
-def _add_rows(table: Table, part: Part) -> Table:
-    spec = table.spec
-    for ids, tables, raw in part.reader.items():
+def _items(
+    part: Part, spec: TableSpec
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Everything in a part; ValueError at a row that the table can't have."""
+    for ids, tables, rows in part.reader.items():
         if int(tables.max()) >= spec.num_tables:
             raise ValueError(
                 f"{part.folder}: has a row of table {tables.max()}; there are "
                 f"{spec.num_tables}."
             )
+        keys = files.as_keys(ids, spec.key_type, part.folder)
+        if spec.is_padding(keys).any():
+            raise ValueError(
+                f"{part.folder}: has a row of id {spec.padding_idx}, the embedding's "
+                "padding_idx, which has none."
+            )
+        yield keys, tables, rows
+
+
+def _add_rows(table: Table, part: Part) -> Table:
+    spec = table.spec
+    for keys, tables, raw in _items(part, spec):
         rows = raw.view(np.uint32)
         more = spec.row_words - rows.shape[1]
         rows = np.pad(rows, ((0, 0), (0, more))) if more else rows
-        words = _id_words(ids, spec, part.folder)
+        words = keys.view(np.uint32).reshape(-1, spec.id_words)
         table = write_raw_rows(table, words, tables.astype(np.int32), rows)
     return table
 
@@ -230,6 +239,12 @@ def _cached_table(
             "size that cache_budget_mb gives it; leave capacity out."
         )
     first = parts[0]
+    if first.manifest.spec is None:
+        # No table has had these rows: they are looked at before those that the
+        # Store has go.
+        for part in parts:
+            for _ in _items(part, spec):
+                pass
     if len(parts) == 1 and first.manifest.row_words == spec.row_words:
         # Rows stay where they are: the Store links to them.
         table = load_cached(spec, device, first.folder)
@@ -273,7 +288,7 @@ def read_table(
     if size(table) != rows:
         raise ValueError(
             f"{parts[0].folder}: {rows - size(table)} of its rows have the key of "
-            "another row, or padding_idx for an id."
+            "another row."
         )
     if manifest.state is not None:
         table = with_state(table, manifest.state)

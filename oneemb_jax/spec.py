@@ -105,6 +105,20 @@ class TableSpec:
         values = ((n, getattr(self, n), getattr(other, n)) for n in names)
         return ", ".join(f"{n} ({a!r}, not {b!r})" for n, a, b in values if a != b)
 
+    def is_padding(self, ids: np.ndarray) -> np.ndarray:
+        """Which ids are ``padding_idx``.
+
+        Args:
+            ids: integers of the keys' width, signed or not, or uint64.
+
+        Returns:
+            bool, of the shape of ``ids``.
+        """
+        if self.padding_idx is None:
+            return np.zeros(ids.shape, bool)
+        bits = ids.view(f"u{ids.dtype.itemsize}")
+        return bits == bits.dtype.type(self.padding_idx % 2 ** (32 * self.id_words))
+
     def attributes(self) -> dict[str, Any]:
         """The spec as static attributes of a custom call."""
         return _attributes(self)

@@ -172,6 +172,8 @@ def test_two_tables_of_one_name(table, tmp_path):
     assert np.isnan(acts).all()
     with pytest.raises(oe.TableError, match="belongs to a Store that is gone"):
         oe.check(stale)
+    oe.check(second)  # what was done to the other is no fault of this one
+    assert oe.stats(second)["stale"] == 0
     assert sorted(all_rows(second)) == [1, 2, 3]
 
 

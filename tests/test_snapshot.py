@@ -397,7 +397,13 @@ def test_rows_that_the_description_does_not_fit(tmp_path):
             ("table", [1, 2], [0, 1], 48, "a row of table 1; there are 1"),
             ("width", [1], [0], 44, "rows of 44 bytes, but its table has"),
             ("twice", [1, 2, 1], [0, 0, 0], 48, "1 of its rows have the key of"),
-            ("padding", [1, 5], [0, 0], 48, "1 of its rows have the key of"),
+            (
+                "padding",
+                [1, 5],
+                [0, 0],
+                48,
+                "a row of id 5, the embedding's padding_idx",
+            ),
         ]:
             root = os.fsencode(tmp_path / name)
             writer = native.SnapshotWriter(root, "one", width, 1 << 20)

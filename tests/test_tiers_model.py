@@ -7,11 +7,16 @@ import jax
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
 import oneemb_jax as oe
-from helpers import make_cached
-from oneemb_jax.cache import close_cached
+from oneemb_jax.cache import budget_for
 
 SLOTS, TABLES = 8, 2
 #: All batches have one size: few programs are compiled.
@@ -40,28 +45,43 @@ def _lookup(table, ids, tables):
     return oe.lookup(table, ids, tables)
 
 
+def make_embedding(kind: str, folder: str) -> oe.MultiTableEmbedding:
+    def embedding(name: str, options: Any) -> oe.MultiTableEmbedding:
+        ones = oe.make_table_options(oe.make_constant_initializer(1.0))
+        return oe.MultiTableEmbedding(
+            name,
+            2,
+            "float32",
+            "int64",
+            tables=[ones] * TABLES,
+            store_options=options,
+            optimizer=oe.sgd(RATE),
+        )
+
+    with embedding("budget", oe.make_device_mem_store_options(capacity=1)) as plain:
+        budget = budget_for(plain.spec, SLOTS)
+    make = {
+        "ssd": oe.make_cached_ssd_store_options,
+        "host_mem": oe.make_cached_host_mem_store_options,
+    }[kind]
+    return embedding("model", make(budget, folder))
+
+
 class CachedTable(RuleBasedStateMachine):
     """Rows whose gradients are 1 lose ``RATE`` for each position of an id."""
 
     @initialize(kind=st.sampled_from(["ssd", "host_mem"]))
     def begin(self, kind: str) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        self.table = make_cached(
-            self.folder.name,
-            SLOTS,
-            2,
-            kind=kind,
-            num_tables=TABLES,
-            name="model",
-            initializer=oe.make_constant_initializer(1.0),
-        )
+        self.embedding = make_embedding(kind, self.folder.name)
+        self.table = self.embedding.init()
         self.rows: dict[tuple[int, int], float] = {}
         self.staged: set[tuple[int, int]] = set()
-        self.unstaged = 0
+        self.saved: dict[str, dict[tuple[int, int], float]] = {}
 
     def teardown(self) -> None:
-        close_cached("model")
         if hasattr(self, "folder"):
+            self.embedding.close()
             self.folder.cleanup()
 
     def batch(self, ids: list[int], of: list[int]) -> tuple[Any, Any, list[Any]]:
@@ -128,6 +148,21 @@ class CachedTable(RuleBasedStateMachine):
                 assert (int(i), int(table)) not in found
                 found[int(i), int(table)] = float(row[0])
         assert found == self.rows
+
+    @precondition(lambda self: len(self.saved) < 3)
+    @rule()
+    def save(self) -> None:
+        name = f"{len(self.saved)}"
+        self.embedding.save_snapshot(self.table, name)
+        self.saved[name] = dict(self.rows)
+
+    @precondition(lambda self: self.saved)
+    @rule(data=st.data())
+    def load(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.saved)))
+        self.table = self.embedding.load_snapshot(name)
+        self.rows = dict(self.saved[name])
+        self.staged = set()
 
     @invariant()
     def counts_rows(self) -> None:

@@ -19,16 +19,17 @@ def closed():
     cache._close_all()
 
 
-def embedding(options, name="resumed"):
+def embedding(options, name="resumed", key_type="int64", padding_idx=None):
     return oe.MultiTableEmbedding(
         name,
         DIM,
         "float32",
-        "int64",
+        key_type,
         tables=[oe.make_table_options(oe.make_uniform_initializer(-1.0, 1.0))] * TABLES,
         store_options=options,
         optimizer=oe.adam(0.05),
         seed=3,
+        padding_idx=padding_idx,
     )
 
 
@@ -137,6 +138,49 @@ def test_a_damaged_snapshot_leaves_the_table(tmp_path):
             emb.load_snapshot("half")
         assert contents(table) == before
         train(table, 35, 40)
+
+
+@pytest.mark.parametrize("ids", [[1, -1], [1, 7]])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_rows_that_the_table_cannot_have_leave_it(tmp_path, ids, ranks):
+    """Rows that no table wrote: one of padding_idx, or one of a table too many."""
+    paths = [tmp_path / f"{i}-{ranks}" for i in range(ranks)]
+    width = 3 * DIM
+    with oe.make_persistent_table_writer(
+        paths, "rows", "int64", np.float32, width
+    ) as writer:
+        of = [0, TABLES if ids[1] == 7 else 0]
+        writer.write(np.array(ids), np.ones((2, width), np.float32), of)
+    with embedding(ssd(tmp_path), padding_idx=-1) as emb:
+        table = train(emb.init(), 0, 30)
+        before = contents(table)
+        folder = emb.save_snapshot(table, "half")
+        with pytest.raises(ValueError, match="of id -1, the emb|of table 2; there"):
+            emb.load_snapshot("rows", step=1)
+        assert contents(table) == before
+        assert oe.size(emb.load_snapshot(folder)) == before[-4]
+
+
+def test_negative_ids_of_32_bits(tmp_path):
+    """An id is one row, whether the cache, the Store or a snapshot has it."""
+    ids = np.array([-1, -(2**31), 5, 2**31 - 1], np.int32)
+    values = np.arange(4 * DIM, dtype=np.float32).reshape(4, DIM)
+    with embedding(ssd(tmp_path / "a"), key_type="int32") as emb:
+        table = oe.set_rows(emb.init(), ids[:, None], values[:, None], table_ids=[0])
+        table = oe.flush(table)
+        table = oe.stage(table, ids[:2, None], table_ids=[0])
+
+        def rows_of(table):
+            items = list(oe.items(table))
+            keys = np.concatenate([ids for ids, _, _ in items]).tolist()
+            rows = np.concatenate([rows for _, _, rows in items])
+            assert sorted(keys) == sorted(ids.tolist())
+            return dict(zip(keys, rows.tolist(), strict=True))
+
+        expected = dict(zip(ids.tolist(), values.tolist(), strict=True))
+        assert rows_of(table) == expected
+        emb.save_snapshot(table, "one")
+        assert rows_of(emb.load_snapshot("one")) == expected
 
 
 def test_the_folder_is_where_snapshots_are_looked_for(tmp_path):

@@ -339,7 +339,10 @@ bool LookupCached(Parallel* parallel, const CachedTable& table,
   int64_t unstaged = 0;
   out.unstaged = &unstaged;
   if (!Lookup(parallel, view, table.rules, ids, out)) return false;
-  if (table.store == nullptr) return true;
+  // A step of before the last load_snapshot may still run: the table that came
+  // of it is not told of that.
+  if (table.store == nullptr || table.store->nonce() != table.nonce)
+    return true;
   TierFigures& figures = table.store->figures();
   figures.stale += stale ? 1 : 0;
   figures.unstaged += stale ? 0 : unstaged;
