@@ -155,7 +155,7 @@ def test_rows_that_the_table_cannot_have_leave_it(tmp_path, ids, ranks):
         table = train(emb.init(), 0, 30)
         before = contents(table)
         folder = emb.save_snapshot(table, "half")
-        with pytest.raises(ValueError, match="of id -1, the emb|of table 2; there"):
+        with pytest.raises(ValueError, match=r"of id -1, the emb|of table 2; there"):
             emb.load_snapshot("rows", step=1)
         assert contents(table) == before
         assert oe.size(emb.load_snapshot(folder)) == before[-4]
