@@ -193,6 +193,7 @@ struct Fuzzer {
     }
     for (const auto& [path, bytes] : files) env->SetContent(path, bytes);
     Inspect();
+    env->SyncAll();
   }
 
   void Inspect() {

@@ -307,6 +307,19 @@ Status SimEnv::Rename(const std::string& from, const std::string& to) {
   return {};
 }
 
+void SimEnv::MakeSafe(Node* node) {
+  node->pending.clear();
+  node->safe = node->now;
+  node->names_safe = node->names_now;
+  for (const auto& entry : node->names_now) MakeSafe(entry.second.get());
+}
+
+void SimEnv::SyncAll() {
+  const MutexLock lock(mutex_);
+  name_changes_.clear();
+  MakeSafe(root_.get());
+}
+
 Status SimEnv::SyncFolder(const std::string& path) {
   const MutexLock lock(mutex_);
   ONEEMB_RETURN_IF_ERROR(Begin("fsync", path, true, false));

@@ -59,6 +59,9 @@ class SimEnv final : public Env {
   // Writes beyond this many bytes in all files fail.
   void SetCapacity(int64_t bytes);
 
+  // Makes safe all that was done so far. A long test without it is slow: what
+  // was not synced is kept one by one.
+  void SyncAll();
   // The disk as it is found after a crash of this one.
   std::shared_ptr<SimEnv> AfterCrash(Loss loss, uint64_t seed) const;
 
@@ -131,6 +134,7 @@ class SimEnv final : public Env {
   Status Resize(const std::string& path, Node* node, int64_t bytes,
                 bool takes_space);
   Status SyncNode(const std::string& path, Node* node);
+  static void MakeSafe(Node* node);
   static void Lose(Node* node, Loss loss, std::mt19937_64* random);
 
   mutable Mutex mutex_;
