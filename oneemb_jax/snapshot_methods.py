@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from oneemb_jax.spec import TableSpec
 from oneemb_jax.table import Table
 
 
-class SnapshotMethods:
+class SnapshotMethods(abc.ABC):
     """What embeddings do with snapshots in their ``persistent_path``."""
 
     spec: TableSpec
@@ -144,5 +145,6 @@ class SnapshotMethods:
             root = Path(folder).parent.parent
             native.delete_snapshot(files.encode_path(root), name)
 
+    @abc.abstractmethod
     def _check_open(self, call: str) -> None:
-        raise NotImplementedError
+        """ValueError if the embedding is closed."""

@@ -423,7 +423,9 @@ def test_a_step_copies_no_table(name):
         return oe.update(table, ctx, grads), acts.sum()
 
     def scanned(table, ids, grads):
-        body = lambda table, _: (one(table, ids, grads)[0], None)  # noqa: E731
+        def body(table, _):
+            return one(table, ids, grads)[0], None
+
         return jax.lax.scan(body, table, None, length=3)[0]
 
     assert_no_table_copy(one, table, pack(ids), grads)
