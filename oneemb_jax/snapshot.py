@@ -33,6 +33,9 @@ from oneemb_jax.table import (
 )
 from oneemb_jax.tiers import write_down
 
+#: Ids, tables and rows: uint64[n], uint16[n], uint8[n, row_bytes].
+Batches = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
+
 #: Rows in a file of a snapshot, in bytes; more where there would be more files.
 SEGMENT_BYTES = 2**28
 #: Every one is open while a snapshot is written or read.
@@ -54,8 +57,8 @@ def check_savable(table: Table, call: str) -> int:
     return row_bytes
 
 
-def _stored_rows(table: Table) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Everything in a table as the store takes it: uint64, uint16, uint8[n, b]."""
+def _stored_rows(table: Table) -> Batches:
+    """Everything in a table as the store takes it."""
     row_bytes = 4 * table.spec.row_words
     batch = min(65536, max(1, _BATCH_BYTES // row_bytes))
     for ids, tables, rows in raw_items(table, batch):
@@ -63,16 +66,68 @@ def _stored_rows(table: Table) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndar
         yield files.as_ids(ids), tables.astype(np.uint16), whole
 
 
+def _records(batches: Batches) -> Iterator[np.ndarray]:
+    """Keys and rows of batches, uint8[n, 10 + row_bytes]."""
+    for ids, tables, rows in batches:
+        parts = (ids[:, None].view(np.uint8), tables[:, None].view(np.uint8), rows)
+        yield np.hstack(parts)
+
+
+def _same_rows(wanted: Batches, found: Batches, row_bytes: int) -> bool:
+    """Whether two streams have the same rows in the same order."""
+    others = _records(found)
+    rest = np.empty((0, 10 + row_bytes), np.uint8)
+    for records in _records(wanted):
+        while len(rest) < len(records):
+            more = next(others, None)
+            if more is None:
+                return False
+            rest = np.concatenate([rest, more])
+        if not np.array_equal(rest[: len(records)], records):
+            return False
+        rest = rest[len(records) :]
+    return not len(rest) and next(others, None) is None
+
+
+def _unchanged_since(table: Table, folder: str) -> str | None:
+    """A snapshot below the folder of a rank that has just the table's rows."""
+    rows, step = size(table), int(np.array(table.step)[0])
+    row_bytes = 4 * table.spec.row_words
+    for name in files.list_folder(folder):
+        path = files.snapshot_path(folder, name)
+        try:
+            part = files.open_part(path)
+            state = part.manifest.state
+            # Only then it is worth reading.
+            alike = state is not None and state.step == step
+            alike = alike and part.reader.rows == rows
+            alike = alike and part.reader.row_bytes == row_bytes
+            if alike and _same_rows(
+                _stored_rows(table), part.reader.items(), row_bytes
+            ):
+                return path
+        except (OSError, native.StoreError, ValueError):
+            continue  # it is damaged, or no table's: nothing to build on
+    return None
+
+
 def write_table(table: Table, folder: str, name: str, call: str) -> str:
-    """Writes a table as a snapshot below the folder of a rank; its path."""
+    """Writes a table as a snapshot below the folder of a rank; its path.
+
+    Rows that another snapshot there has, all of them and no other, are linked to.
+    """
     row_bytes = check_savable(table, call)
     segment_bytes = max(SEGMENT_BYTES, size(table) * row_bytes // _MOST_SEGMENTS)
     writer = native.SnapshotWriter(
         files.encode_path(folder), name, row_bytes, segment_bytes
     )
     try:
-        for batch in _stored_rows(table):
-            writer.write(*batch)
+        same = _unchanged_since(table, folder)
+        if same is None:
+            for batch in _stored_rows(table):
+                writer.write(*batch)
+        else:
+            writer.link(files.encode_path(same))
         writer.commit(mf.describe_table(table).encode())
     finally:
         writer.close()
@@ -126,9 +181,7 @@ def save_snapshot(table: Table, name: str) -> str:
     return write_table(table, folder, name, call)
 
 
-def _items(
-    part: Part, spec: TableSpec
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _items(part: Part, spec: TableSpec) -> Batches:
     """Everything in a part; ValueError at a row that the table can't have."""
     for ids, tables, rows in part.reader.items():
         if int(tables.max()) >= spec.num_tables:

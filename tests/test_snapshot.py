@@ -414,6 +414,44 @@ def test_rows_that_the_description_does_not_fit(tmp_path):
                 emb.load_snapshot(tmp_path / name / "snap" / "one")
 
 
+def files_of(path):
+    """The identities of a snapshot's files with rows."""
+    segments = list(Path(path).glob("*.seg"))
+    assert segments
+    return {segment.stat().st_ino for segment in segments}
+
+
+def test_rows_that_did_not_change_are_not_written_again(tmp_path):
+    with embedding(tmp_path) as emb:
+        start = train(emb.init(), 0, 3)
+        table = train(start, 3, 5)
+        first = emb.save_snapshot(table, "first")
+        again = emb.save_snapshot(oe.reset_counters(table), "again")
+        assert files_of(again) == files_of(first)
+        emb.delete_snapshot("first")
+        emb.verify_snapshot("again")
+        assert_same(emb.load_snapshot("again"), oe.reset_counters(table))
+        # Of as many updates and rows, but others.
+        other = train(train(start, 4, 5), 3, 4)
+        assert oe.size(other) == oe.size(table) and other.step == table.step
+        assert not files_of(emb.save_snapshot(other, "other")) & files_of(again)
+        assert_same(emb.load_snapshot("other"), other)
+
+
+def test_a_damaged_snapshot_is_not_built_on(tmp_path):
+    with embedding(tmp_path) as emb:
+        table = train(emb.init(), 0, 3)
+        first = emb.save_snapshot(table, "first")
+        segment = next(Path(first).glob("*.seg"))
+        data = bytearray(segment.read_bytes())
+        data[4200] ^= 1  # in the first row
+        segment.chmod(0o600)
+        segment.write_bytes(bytes(data))
+        second = emb.save_snapshot(table, "second")
+        assert not files_of(second) & files_of(first)
+        emb.verify_snapshot("second")
+
+
 def test_init_starts_empty_and_keeps_snapshots(tmp_path):
     with embedding(tmp_path) as emb:
         emb.save_snapshot(train(emb.init(), 0, 1), "one")

@@ -97,6 +97,26 @@ class SnapshotStream {
     });
   }
 
+  // Takes over all rows of another snapshot, by hard link; for a writer that
+  // has none.
+  void Link(const nb::bytes& folder) {
+    const std::string path = PathOf(folder);
+    RunReleased([&]() -> Status {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      ONEEMB_RETURN_IF_ERROR(CheckOpen());
+      Snapshot snapshot;
+      ONEEMB_RETURN_IF_ERROR(OpenSnapshot(env_.get(), path, &snapshot));
+      if (!writer_->views().empty() ||
+          snapshot.manifest.row_bytes != row_bytes_) {
+        return {StatusKind::kInvalidArgument,
+                path + ": cannot be joined with other rows"};
+      }
+      Status added = writer_->AddSegments(path, snapshot.views);
+      if (!added.ok()) Finish();
+      return added;
+    });
+  }
+
   void Commit(const nb::bytes& user) {
     const std::string text(user.c_str(), user.size());
     RunReleased([&]() -> Status {
@@ -210,6 +230,7 @@ void AddSnapshots(nb::module_& m) {
   nb::class_<SnapshotStream>(m, "SnapshotWriter")
       .def(nb::init<const nb::bytes&, const std::string&, int64_t, int64_t>())
       .def("write", &SnapshotStream::Write)
+      .def("link", &SnapshotStream::Link)
       .def("commit", &SnapshotStream::Commit)
       .def("close", &SnapshotStream::Close);
   m.def("list_snapshots", &ListNames);
