@@ -8,12 +8,17 @@
 #include <string>
 
 #include "cuda/launch.h"
+#include "ffi/binding_ffi.h"
 #include "ffi/decode_ffi.h"
 #include "xla/ffi/api/ffi.h"
 
-namespace oneemb::gpu {
+// Defines a handler that XLA may record once and replay as part of a CUDA
+// graph.
+#define ONEEMB_DEFINE_CUDA_HANDLER(symbol, function) \
+  ONEEMB_DEFINE_HANDLER(symbol, function,            \
+                        {xla::ffi::Traits::kCmdBufferCompatible})
 
-using CudaStream = xla::ffi::PlatformStream<cudaStream_t>;
+namespace oneemb::gpu {
 
 inline xla::ffi::Error ToFfi(const char* call, cudaError_t error) {
   if (error == cudaSuccess) return xla::ffi::Error::Success();
@@ -39,6 +44,15 @@ inline xla::ffi::Error CheckWorkspace(const xla::ffi::AnyBuffer& buffer,
   return xla::ffi::Error::Internal("workspace: " + std::to_string(size) +
                                    " bytes, " + std::to_string(bytes) +
                                    " are needed");
+}
+
+// The workspace of a call with any number of results: the last of them.
+inline xla::ffi::Error DecodeWorkspace(const xla::ffi::RemainingRets& results,
+                                       int64_t bytes, void** workspace) {
+  auto last = results.get<xla::ffi::AnyBuffer>(results.size() - 1);
+  if (last.has_error()) return last.error();
+  *workspace = (*last)->untyped_data();
+  return CheckWorkspace(**last, bytes);
 }
 
 }  // namespace oneemb::gpu

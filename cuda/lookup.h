@@ -3,18 +3,11 @@
 
 #include <cstdint>
 
+#include "core/lookup_output.h"
 #include "core/table_view.h"
 #include "cuda/launch.h"
 
 namespace oneemb::gpu {
-
-struct LookupOutput {
-  void* activations;  // [ids.size, embedding_dim] of `type`
-  FloatType type;
-  int32_t* slots;          // [ids.size]
-  uint32_t* counts;        // [kNumLookupCounts]
-  uint64_t* seen_version;  // of the layout
-};
 
 // Bytes of workspace of both, for `n` ids.
 int64_t LookupSpace(const TableRules& rules, int64_t n);

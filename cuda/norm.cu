@@ -1,6 +1,6 @@
 #include "cuda/norm.h"
-#include "cuda/place.h"
 #include "cuda/row_update.cuh"
+#include "cuda/sorted_batch.h"
 #include "cuda/update_rows.h"
 
 namespace oneemb::gpu {
@@ -70,26 +70,13 @@ __global__ void RootKernel(const float* total, const PlaceState* state,
   *norm = state->num_new == 0 ? 0.0F : Sqrt(*total);
 }
 
-struct Space {
-  PlaceArgs place;
-  ReduceArgs reduce;
-  int64_t zero_bytes;
+struct Space : SortedBatch {
   float* sums[2];
 };
 
 void TakeSpace(const TableRules& rules, int64_t n, Workspace* workspace,
                Space* space) {
-  space->place.sort = PlanSort(n, n);
-  TakePlaceSpace(n, rules.keys.shared_keys, workspace, &space->place);
-  space->reduce.tickets = workspace->Take<uint32_t>(PartialCount(n));
-  space->zero_bytes = workspace->used();
-  space->place.codes = workspace->Take<int32_t>(n);
-  space->place.new_keys = workspace->Take<NewKey>(n);
-  for (SlotPosition*& entries : space->place.sort.entries) {
-    entries = workspace->Take<SlotPosition>(n);
-  }
-  space->reduce.partials =
-      workspace->Take<float>(PartialCount(n) * rules.embedding_dim);
+  TakeSortedBatch(rules, n, n, workspace, space);
   space->sums[0] = workspace->Take<float>(n);
   space->sums[1] = workspace->Take<float>(CeilDiv(n, kSumBlock));
 }
@@ -138,21 +125,11 @@ cudaError_t GlobalNorm(cudaStream_t stream, const TableRules& rules,
   ONEEMB_RETURN_IF_CUDA_ERROR(
       MakeFlatBatch(stream, batches, &workspace, &space.place.batch));
   ONEEMB_RETURN_IF_CUDA_ERROR(Place(stream, space.place));
-  ReduceArgs& reduce = space.reduce;
-  reduce.batch = space.place.batch;
-  reduce.n = n;
-  reduce.sentinel = space.place.sort.sentinel;
-  reduce.shape = ShapeRows(rules.embedding_dim, RowWidth(rules.embedding_dim));
-  ShareWindows(&reduce);
-  reduce.active = &space.place.state->active;
-  ONEEMB_RETURN_IF_CUDA_ERROR(
-      Sort(stream, space.place.sort,
-           reinterpret_cast<const uint32_t*>(space.place.codes), reduce.active,
-           &reduce.entries));
+  ONEEMB_RETURN_IF_CUDA_ERROR(SortBatch(stream, rules, n, &space));
   const SquareSink::Args sink{space.sums[0]};
   ONEEMB_RETURN_IF_CUDA_ERROR(DispatchAccess(type, [&](auto access) {
     return LaunchReduce<SquareSink, decltype(access)>(
-        stream, reduce, sink, RowWidth(reduce.shape.dim));
+        stream, space.reduce, sink, RowWidth(space.reduce.shape.dim));
   }));
   return AddSquares(stream, space, n, norm);
 }

@@ -430,8 +430,9 @@ cudaError_t Place(cudaStream_t stream, const PlaceArgs& args) {
                     tiles < kMaxAssignBlocks ? tiles : kMaxAssignBlocks, args);
 }
 
-void TakePlaceSpace(int64_t n, bool shared_keys, Workspace* workspace,
-                    PlaceArgs* args) {
+void TakePlaceZeros(int64_t n, int64_t num_keys, bool shared_keys,
+                    Workspace* workspace, PlaceArgs* args) {
+  args->sort = PlanSort(n, num_keys);
   args->num_cells = 2;
   while (args->num_cells < 2 * n) args->num_cells *= 2;
   args->state = workspace->Take<PlaceState>(1);
@@ -442,6 +443,14 @@ void TakePlaceSpace(int64_t n, bool shared_keys, Workspace* workspace,
   if (!shared_keys) args->cell_tables = nullptr;
   args->sort.counts =
       workspace->Take<uint32_t>(args->sort.pass_counts() * args->sort.passes);
+}
+
+void TakePlaceRest(int64_t n, Workspace* workspace, PlaceArgs* args) {
+  args->codes = workspace->Take<int32_t>(n);
+  args->new_keys = workspace->Take<NewKey>(n);
+  for (SlotPosition*& entries : args->sort.entries) {
+    entries = workspace->Take<SlotPosition>(n);
+  }
 }
 
 }  // namespace oneemb::gpu

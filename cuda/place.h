@@ -69,10 +69,12 @@ struct PlaceArgs {
   NewKey* new_keys;
 };
 
-// Takes the arrays above for `n` positions; the workspace is at its beginning,
-// and what is to be zero comes first: *zero_bytes of it.
-void TakePlaceSpace(int64_t n, bool shared_keys, Workspace* workspace,
-                    PlaceArgs* args);
+// Plans the sort and takes the arrays above, for `n` positions of keys below
+// `num_keys`: what begins as zeros, with which the workspace begins, and then
+// the rest.
+void TakePlaceZeros(int64_t n, int64_t num_keys, bool shared_keys,
+                    Workspace* workspace, PlaceArgs* args);
+void TakePlaceRest(int64_t n, Workspace* workspace, PlaceArgs* args);
 
 // Leaves the sort key of every position in `codes`, and its counts for the
 // first pass of the sort.

@@ -15,14 +15,11 @@ ffi::Error CreateHandler(cudaStream_t stream, ffi::Result<ffi::AnyBuffer> index,
                          ffi::Result<ffi::AnyBuffer> rows,
                          ffi::Result<ffi::AnyBuffer> clock,
                          ffi::Dictionary attributes) {
-  RulesHolder holder;
-  TableView table{};
-  ONEEMB_RETURN_IF_ERROR(DecodeRules(attributes, &holder));
-  ONEEMB_RETURN_IF_ERROR(DecodeReadTable(holder.rules, *index, *rows, &table));
+  TableCall call;
+  ONEEMB_RETURN_IF_ERROR(DecodeRules(attributes, &call));
   ONEEMB_RETURN_IF_ERROR(
-      CheckBuffer("clock", *clock, ffi::U32, {table.capacity}));
-  table.clock = static_cast<uint32_t*>(clock->untyped_data());
-  return ToFfi("create", CreateTable(stream, table));
+      DecodeNewTable(call.rules, *index, *rows, *clock, 0, &call.table));
+  return ToFfi("create", CreateTable(stream, call.table));
 }
 
 ffi::Error GrowHandler(cudaStream_t stream, ffi::AnyBuffer index,
@@ -32,22 +29,13 @@ ffi::Error GrowHandler(cudaStream_t stream, ffi::AnyBuffer index,
                        ffi::Result<ffi::AnyBuffer> new_rows,
                        ffi::Result<ffi::AnyBuffer> new_clock,
                        ffi::Dictionary attributes) {
-  RulesHolder holder;
-  TableView from{};
+  TableCall call;
   TableView to{};
-  ONEEMB_RETURN_IF_ERROR(DecodeRules(attributes, &holder));
-  ONEEMB_RETURN_IF_ERROR(DecodeReadTable(holder.rules, index, rows, &from));
-  ONEEMB_RETURN_IF_ERROR(
-      DecodeTableState(clock, counters, layout_version, &from));
-  ONEEMB_RETURN_IF_ERROR(
-      DecodeReadTable(holder.rules, *new_index, *new_rows, &to));
-  ONEEMB_RETURN_IF_ERROR(
-      CheckBuffer("clock", *new_clock, ffi::U32, {to.capacity}));
-  if (to.capacity < from.capacity) {
-    return ffi::Error::InvalidArgument("grow: the new table is smaller");
-  }
-  to.clock = static_cast<uint32_t*>(new_clock->untyped_data());
-  return ToFfi("grow", GrowTable(stream, from, to));
+  ONEEMB_RETURN_IF_ERROR(DecodeTable(
+      attributes, {index, rows, clock, counters, layout_version}, &call));
+  ONEEMB_RETURN_IF_ERROR(DecodeNewTable(call.rules, *new_index, *new_rows,
+                                        *new_clock, call.table.capacity, &to));
+  return ToFfi("grow", GrowTable(stream, call.table, to));
 }
 
 ffi::Error WriteRowsHandler(cudaStream_t stream, ffi::AnyBuffer index,
@@ -57,72 +45,25 @@ ffi::Error WriteRowsHandler(cudaStream_t stream, ffi::AnyBuffer index,
                             ffi::AnyBuffer ids, ffi::AnyBuffer table_ids,
                             ffi::AnyBuffer values, ffi::RemainingRets results,
                             ffi::Dictionary attributes) {
-  const std::vector<const ffi::AnyBuffer*> in_place = {
-      &index, &rows, &clock, &counters, &layout_version};
-  RulesHolder holder;
-  TableView table{};
-  IdsView view{};
-  ONEEMB_RETURN_IF_ERROR(DecodeRules(attributes, &holder));
-  ONEEMB_RETURN_IF_ERROR(DecodeReadTable(holder.rules, index, rows, &table));
-  ONEEMB_RETURN_IF_ERROR(
-      DecodeTableState(clock, counters, layout_version, &table));
-  ONEEMB_RETURN_IF_ERROR(CheckBuffer("step", step, ffi::U32, {1}));
-  ONEEMB_RETURN_IF_ERROR(DecodeIds(ids, table_ids, &view));
-  ONEEMB_RETURN_IF_ERROR(CheckPositions(view.size));
-  ONEEMB_RETURN_IF_ERROR(
-      CheckBuffer("values", values, ffi::U32, {view.size, table.row_words}));
-  ONEEMB_RETURN_IF_ERROR(CheckInPlace("write_rows", in_place, results));
-  auto workspace = results.get<ffi::AnyBuffer>(in_place.size());
-  if (workspace.has_error()) return workspace.error();
-  ONEEMB_RETURN_IF_ERROR(CheckWorkspace(
-      **workspace, WriteRowsSpace(holder.rules, table.capacity, view.size)));
-  return ToFfi("write_rows",
-               WriteRows(stream, table, holder.rules, view,
-                         static_cast<const uint32_t*>(values.untyped_data()),
-                         static_cast<uint32_t*>(step.untyped_data()),
-                         (*workspace)->untyped_data()));
+  TableCall call;
+  void* workspace = nullptr;
+  ONEEMB_RETURN_IF_ERROR(DecodeWriteRows(
+      attributes, {index, rows, clock, counters, layout_version},
+      {step, ids, table_ids, values}, results, &call));
+  ONEEMB_RETURN_IF_ERROR(CheckPositions(call.ids.size));
+  ONEEMB_RETURN_IF_ERROR(DecodeWorkspace(
+      results, WriteRowsSpace(call.rules, call.table.capacity, call.ids.size),
+      &workspace));
+  return ToFfi("write_rows", WriteRows(stream, call.table, call.rules, call.ids,
+                                       values.typed_data<uint32_t>(),
+                                       step.typed_data<uint32_t>(), workspace));
 }
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembCudaCreate, CreateHandler,
-                              ffi::Ffi::Bind()
-                                  .Ctx<CudaStream>()
-                                  .Ret<ffi::AnyBuffer>()  // index
-                                  .Ret<ffi::AnyBuffer>()  // rows
-                                  .Ret<ffi::AnyBuffer>()  // clock
-                                  .Attrs(),
-                              {ffi::Traits::kCmdBufferCompatible});
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembCudaGrow, GrowHandler,
-                              ffi::Ffi::Bind()
-                                  .Ctx<CudaStream>()
-                                  .Arg<ffi::AnyBuffer>()  // index
-                                  .Arg<ffi::AnyBuffer>()  // rows
-                                  .Arg<ffi::AnyBuffer>()  // clock
-                                  .Arg<ffi::AnyBuffer>()  // counters
-                                  .Arg<ffi::AnyBuffer>()  // layout_version
-                                  .Ret<ffi::AnyBuffer>()  // index
-                                  .Ret<ffi::AnyBuffer>()  // rows
-                                  .Ret<ffi::AnyBuffer>()  // clock
-                                  .Attrs(),
-                              {ffi::Traits::kCmdBufferCompatible});
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembCudaWriteRows, WriteRowsHandler,
-                              ffi::Ffi::Bind()
-                                  .Ctx<CudaStream>()
-                                  .Arg<ffi::AnyBuffer>()  // index
-                                  .Arg<ffi::AnyBuffer>()  // rows
-                                  .Arg<ffi::AnyBuffer>()  // clock
-                                  .Arg<ffi::AnyBuffer>()  // counters
-                                  .Arg<ffi::AnyBuffer>()  // layout_version
-                                  .Arg<ffi::AnyBuffer>()  // step
-                                  .Arg<ffi::AnyBuffer>()  // ids
-                                  .Arg<ffi::AnyBuffer>()  // table_ids
-                                  .Arg<ffi::AnyBuffer>()  // values
-                                  .RemainingRets()  // table arrays, workspace
-                                  .Attrs(),
-                              {ffi::Traits::kCmdBufferCompatible});
+ONEEMB_DEFINE_CUDA_HANDLER(OneembCudaCreate, CreateHandler);
+ONEEMB_DEFINE_CUDA_HANDLER(OneembCudaGrow, GrowHandler);
+ONEEMB_DEFINE_CUDA_HANDLER(OneembCudaWriteRows, WriteRowsHandler);
 
 int32_t OneembCudaApiMinor() { return XLA_FFI_API_MINOR; }
 

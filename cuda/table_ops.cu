@@ -67,14 +67,9 @@ struct Space {
 
 void TakeSpace(const TableRules& rules, int64_t capacity, int64_t n,
                Workspace* workspace, Space* space) {
-  space->place.sort = PlanSort(n, capacity);
-  TakePlaceSpace(n, rules.keys.shared_keys, workspace, &space->place);
+  TakePlaceZeros(n, capacity, rules.keys.shared_keys, workspace, &space->place);
   space->zero_bytes = workspace->used();
-  space->place.codes = workspace->Take<int32_t>(n);
-  space->place.new_keys = workspace->Take<NewKey>(n);
-  for (SlotPosition*& entries : space->place.sort.entries) {
-    entries = workspace->Take<SlotPosition>(n);
-  }
+  TakePlaceRest(n, workspace, &space->place);
 }
 
 }  // namespace

@@ -101,6 +101,21 @@ def check_key_type(key_type: Any, call: str) -> str:
     return name
 
 
+def check_written(
+    keys: np.ndarray, values: np.ndarray, key_type: str, storage_dim: int
+) -> None:
+    """ValueError if a ``write`` of a writer of rows does not take these arrays."""
+    if keys.dtype != key_type or keys.ndim != 1:
+        raise ValueError(
+            f"write(keys=...): {keys.dtype}{[*keys.shape]}; expected {key_type}[n]."
+        )
+    if values.dtype != np.float32 or values.shape != (len(keys), storage_dim):
+        raise ValueError(
+            f"write(values=...): {values.dtype}{[*values.shape]}; expected "
+            f"float32[{len(keys)}, {storage_dim}]."
+        )
+
+
 def check_name(name: Any, call: str) -> str:
     """A snapshot's name; it is a folder, so it must not lead elsewhere."""
     if not isinstance(name, str):

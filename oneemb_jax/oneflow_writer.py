@@ -18,17 +18,10 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from oneemb_jax import oneflow_format as fmt
+from oneemb_jax.durable import sync_folder, write_file
 
 #: Row ids made at a time for an index file.
 _INDEX_STEP = 1 << 20
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _close(file: BinaryIO) -> None:
@@ -38,14 +31,6 @@ def _close(file: BinaryIO) -> None:
         os.fsync(file.fileno())
     finally:
         file.close()
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    file = path.open("xb")
-    try:
-        file.write(data)
-    finally:
-        _close(file)
 
 
 class _Rank:
@@ -122,11 +107,11 @@ class _Rank:
         self._write_snapshot(name, live)
         for file, field in fmt.METADATA.items():
             number = f"{getattr(self.geometry, field)}\n"
-            _write_file(self.folder / file, number.encode())
-        _write_file(self.folder / fmt.LOCK, b"")
+            write_file(self.folder / file, number.encode())
+        write_file(self.folder / fmt.LOCK, b"")
         for path in [self.folder, *self.folder.rglob("*")]:
             if path.is_dir():
-                _sync_folder(path)
+                sync_folder(path)
 
     def _check_keys(self, live: int) -> None:
         """ValueError if a key was written twice: OneFlow would abort."""
@@ -156,7 +141,7 @@ class _Rank:
                     file.write(np.arange(first, last, dtype="<u8").data)
             finally:
                 _close(file)
-        _write_file(folder / fmt.LIST, "".join(f"{n}\n" for n in names).encode())
+        write_file(folder / fmt.LIST, "".join(f"{n}\n" for n in names).encode())
 
 
 def _check_target(path: Path, call: str) -> None:
@@ -231,16 +216,7 @@ class SnapshotWriter:
             keys: [n], of ``key_type``.
             values: float32[n, storage_dim].
         """
-        if keys.dtype != self.key_type or keys.ndim != 1:
-            raise ValueError(
-                f"write(keys=...): dtype {keys.dtype}, shape {keys.shape}; expected "
-                f"{self.key_type}[n]."
-            )
-        if values.dtype != np.float32 or values.shape != (len(keys), self.storage_dim):
-            raise ValueError(
-                f"write(values=...): dtype {values.dtype}, shape {values.shape}; "
-                f"expected float32[{len(keys)}, {self.storage_dim}]."
-            )
+        fmt.check_written(keys, values, self.key_type, self.storage_dim)
         owner = fmt.owners(keys, len(self._ranks))
         for i, rank in enumerate(self._ranks):
             mine = np.flatnonzero(owner == i)
@@ -263,9 +239,9 @@ class SnapshotWriter:
 
     def _publish(self) -> None:
         for temporary, target, _ in self._moves:
-            _sync_folder(temporary)
+            sync_folder(temporary)
             os.rename(temporary, target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
 
     def _discard(self) -> None:
         """Removes what was not renamed."""

@@ -16,7 +16,12 @@ import numpy as np
 
 from oneemb_jax import snapshot_files as files
 from oneemb_jax.manifest import Manifest
-from oneemb_jax.oneflow_format import BLOCK_SIZES, check_key_type, owners
+from oneemb_jax.oneflow_format import (
+    BLOCK_SIZES,
+    check_key_type,
+    check_written,
+    owners,
+)
 from oneemb_jax.store import Store
 
 #: A root, which has a folder for each rank; or the folder of each rank.
@@ -225,16 +230,7 @@ class PersistentTableWriter:
         self, keys: Any, values: Any, table_ids: Any
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         keys, values = np.asarray(keys), np.asarray(values)
-        if keys.dtype != self.key_type or keys.ndim != 1:
-            raise ValueError(
-                f"write(keys=...): {keys.dtype}{[*keys.shape]}; expected "
-                f"{self.key_type}[n]."
-            )
-        if values.dtype != np.float32 or values.shape != (len(keys), self.storage_dim):
-            raise ValueError(
-                f"write(values=...): {values.dtype}{[*values.shape]}; expected "
-                f"float32[{len(keys)}, {self.storage_dim}]."
-            )
+        check_written(keys, values, self.key_type, self.storage_dim)
         if table_ids is None:
             return keys, values, np.zeros(len(keys), np.uint16)
         tables = np.asarray(table_ids)

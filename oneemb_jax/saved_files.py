@@ -17,27 +17,11 @@ from typing import Any
 import numpy as np
 
 from oneemb_jax._ffi import native
+from oneemb_jax.durable import sync_folder
 
 #: The header of an array is read if it is at most this long.
 _MOST_HEADER = 4096
 _READ_BYTES = 1 << 24
-
-
-def sync_folder(path: Path) -> None:
-    """After it, the names in a folder survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """A new file with these bytes, on the disk."""
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

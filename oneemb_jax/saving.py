@@ -16,8 +16,9 @@ from typing import Any
 
 from oneemb_jax import snapshot, trees
 from oneemb_jax._version import __version__
+from oneemb_jax.durable import write_file
 from oneemb_jax.options import AnyPath
-from oneemb_jax.saved_files import new_folder, write_arrays, write_file
+from oneemb_jax.saved_files import new_folder, write_arrays
 from oneemb_jax.table import Table
 
 FORMAT = "oneemb_jax save"

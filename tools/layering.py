@@ -23,7 +23,7 @@ PACKAGE = "oneemb_jax"
 LAYERS = (
     ("_version", "_config", "_compat"),
     ("_native", "_cuda"),
-    ("batches", "ids", "initializers", "optimizer", "oneflow_format"),
+    ("batches", "durable", "ids", "initializers", "optimizer", "oneflow_format"),
     ("batch_ids", "optimizers", "oneflow_reader", "oneflow_writer", "oneflow_rows"),
     ("options", "oneflow_verify"),
     ("cached_options",),

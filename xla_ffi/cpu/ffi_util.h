@@ -1,12 +1,15 @@
-// XLA's thread pool as a Parallel, for the FFI handlers of the CPU.
+// What the CPU handlers share, besides what they share with those of CUDA:
+// XLA's thread pool as a Parallel, and how a call ends.
 //
 // Only *_ffi.cc files include this: kernels do not know XLA.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <string>
 
 #include "cpu/parallel.h"
+#include "ffi/binding_ffi.h"
 #include "ffi/decode_ffi.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -27,5 +30,12 @@ class FfiParallel final : public Parallel {
   xla::ffi::ThreadPool pool_;
   int64_t num_threads_;
 };
+
+// The end of a call that had the memory it needed, or not.
+inline xla::ffi::Error ToFfi(const char* call, bool had_memory) {
+  if (had_memory) return xla::ffi::Error::Success();
+  return xla::ffi::Error(xla::ffi::ErrorCode::kResourceExhausted,
+                         std::string(call) + ": no memory for scratch space");
+}
 
 }  // namespace oneemb

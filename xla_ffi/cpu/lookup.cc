@@ -133,6 +133,7 @@ bool Lookup(Parallel* parallel, const TableView& table, const TableRules& rules,
   });
   for (int c = 0; c < kNumLookupCounts; ++c) out.counts[c] = totals[c];
   if (out.unstaged != nullptr) *out.unstaged = unstaged;
+  if (out.seen_version != nullptr) *out.seen_version = *table.layout_version;
   return true;
 }
 

@@ -1,21 +1,11 @@
 // lookup: from ids to activations. Reads the table, never writes it.
 #pragma once
 
-#include <cstdint>
-
+#include "core/lookup_output.h"
 #include "core/table_view.h"
 #include "cpu/parallel.h"
 
 namespace oneemb {
-
-struct LookupOutput {
-  void* activations;  // [ids.size, embedding_dim] of `type`
-  FloatType type;
-  int32_t* slots;    // [ids.size], a slot or one of kSlot{Missing,...}
-  uint32_t* counts;  // [kNumLookupCounts], the checksum included
-  // How many ids of a cached table were not staged; may be null.
-  int64_t* unstaged = nullptr;
-};
 
 // An id with a row reads it; an unseen id reads its initial row; padding reads
 // zeros; a table id out of range reads NaN, and so does an id that a cached

@@ -13,15 +13,12 @@ ffi::Error CreateHandler(ffi::ThreadPool pool,
                          ffi::Result<ffi::AnyBuffer> rows,
                          ffi::Result<ffi::AnyBuffer> clock,
                          ffi::Dictionary attributes) {
-  RulesHolder holder;
-  TableView table{};
-  ONEEMB_RETURN_IF_ERROR(DecodeRules(attributes, &holder));
-  ONEEMB_RETURN_IF_ERROR(DecodeReadTable(holder.rules, *index, *rows, &table));
+  TableCall call;
+  ONEEMB_RETURN_IF_ERROR(DecodeRules(attributes, &call));
   ONEEMB_RETURN_IF_ERROR(
-      CheckBuffer("clock", *clock, ffi::U32, {table.capacity}));
-  table.clock = static_cast<uint32_t*>(clock->untyped_data());
+      DecodeNewTable(call.rules, *index, *rows, *clock, 0, &call.table));
   FfiParallel parallel(pool);
-  CreateTable(&parallel, table);
+  CreateTable(&parallel, call.table);
   return ffi::Error::Success();
 }
 
@@ -32,120 +29,35 @@ ffi::Error GrowHandler(ffi::ThreadPool pool, ffi::AnyBuffer index,
                        ffi::Result<ffi::AnyBuffer> new_rows,
                        ffi::Result<ffi::AnyBuffer> new_clock,
                        ffi::Dictionary attributes) {
-  RulesHolder holder;
-  TableView from{};
+  TableCall call;
   TableView to{};
-  ONEEMB_RETURN_IF_ERROR(DecodeRules(attributes, &holder));
-  ONEEMB_RETURN_IF_ERROR(DecodeReadTable(holder.rules, index, rows, &from));
-  ONEEMB_RETURN_IF_ERROR(
-      DecodeTableState(clock, counters, layout_version, &from));
-  ONEEMB_RETURN_IF_ERROR(
-      DecodeReadTable(holder.rules, *new_index, *new_rows, &to));
-  ONEEMB_RETURN_IF_ERROR(
-      CheckBuffer("clock", *new_clock, ffi::U32, {to.capacity}));
-  if (to.capacity < from.capacity) {
-    return ffi::Error::InvalidArgument("grow: the new table is smaller");
-  }
-  to.clock = static_cast<uint32_t*>(new_clock->untyped_data());
+  ONEEMB_RETURN_IF_ERROR(DecodeTable(
+      attributes, {index, rows, clock, counters, layout_version}, &call));
+  ONEEMB_RETURN_IF_ERROR(DecodeNewTable(call.rules, *new_index, *new_rows,
+                                        *new_clock, call.table.capacity, &to));
   FfiParallel parallel(pool);
-  if (!GrowTable(&parallel, from, to)) {
-    return ffi::Error(ffi::ErrorCode::kResourceExhausted,
-                      "grow: no memory for scratch space");
-  }
-  return ffi::Error::Success();
-}
-
-ffi::Error ReadRowsHandler(ffi::ThreadPool pool, ffi::AnyBuffer index,
-                           ffi::AnyBuffer rows, ffi::AnyBuffer ids,
-                           ffi::AnyBuffer table_ids,
-                           ffi::Result<ffi::AnyBuffer> out,
-                           ffi::Result<ffi::AnyBuffer> slots,
-                           ffi::Dictionary attributes) {
-  RulesHolder holder;
-  TableView table{};
-  IdsView view{};
-  ONEEMB_RETURN_IF_ERROR(DecodeRules(attributes, &holder));
-  ONEEMB_RETURN_IF_ERROR(DecodeReadTable(holder.rules, index, rows, &table));
-  ONEEMB_RETURN_IF_ERROR(DecodeIds(ids, table_ids, &view));
-  ONEEMB_RETURN_IF_ERROR(
-      CheckBuffer("out", *out, ffi::U32, {view.size, table.row_words}));
-  ONEEMB_RETURN_IF_ERROR(CheckBuffer("slots", *slots, ffi::S32, {view.size}));
-  FfiParallel parallel(pool);
-  ReadRows(&parallel, table, holder.rules, view,
-           static_cast<uint32_t*>(out->untyped_data()),
-           static_cast<int32_t*>(slots->untyped_data()));
-  return ffi::Error::Success();
+  return ToFfi("grow", GrowTable(&parallel, call.table, to));
 }
 
 ffi::Error WriteRowsHandler(ffi::AnyBuffer index, ffi::AnyBuffer rows,
                             ffi::AnyBuffer clock, ffi::AnyBuffer counters,
                             ffi::AnyBuffer layout_version, ffi::AnyBuffer step,
                             ffi::AnyBuffer ids, ffi::AnyBuffer table_ids,
-                            ffi::AnyBuffer values, ffi::RemainingRets,
+                            ffi::AnyBuffer values, ffi::RemainingRets results,
                             ffi::Dictionary attributes) {
-  RulesHolder holder;
-  TableView table{};
-  IdsView view{};
-  ONEEMB_RETURN_IF_ERROR(DecodeRules(attributes, &holder));
-  ONEEMB_RETURN_IF_ERROR(DecodeReadTable(holder.rules, index, rows, &table));
-  ONEEMB_RETURN_IF_ERROR(
-      DecodeTableState(clock, counters, layout_version, &table));
-  ONEEMB_RETURN_IF_ERROR(CheckBuffer("step", step, ffi::U32, {1}));
-  ONEEMB_RETURN_IF_ERROR(DecodeIds(ids, table_ids, &view));
-  ONEEMB_RETURN_IF_ERROR(
-      CheckBuffer("values", values, ffi::U32, {view.size, table.row_words}));
-  WriteRows(table, holder.rules, view,
-            static_cast<const uint32_t*>(values.untyped_data()),
-            *static_cast<const uint32_t*>(step.untyped_data()));
+  TableCall call;
+  ONEEMB_RETURN_IF_ERROR(DecodeWriteRows(
+      attributes, {index, rows, clock, counters, layout_version},
+      {step, ids, table_ids, values}, results, &call));
+  WriteRows(call.table, call.rules, call.ids, values.typed_data<uint32_t>(),
+            *step.typed_data<uint32_t>());
   return ffi::Error::Success();
 }
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembCreate, CreateHandler,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Ret<ffi::AnyBuffer>()  // index
-                                  .Ret<ffi::AnyBuffer>()  // rows
-                                  .Ret<ffi::AnyBuffer>()  // clock
-                                  .Attrs());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembGrow, GrowHandler,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::AnyBuffer>()  // index
-                                  .Arg<ffi::AnyBuffer>()  // rows
-                                  .Arg<ffi::AnyBuffer>()  // clock
-                                  .Arg<ffi::AnyBuffer>()  // counters
-                                  .Arg<ffi::AnyBuffer>()  // layout_version
-                                  .Ret<ffi::AnyBuffer>()  // index
-                                  .Ret<ffi::AnyBuffer>()  // rows
-                                  .Ret<ffi::AnyBuffer>()  // clock
-                                  .Attrs());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembReadRows, ReadRowsHandler,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::AnyBuffer>()  // index
-                                  .Arg<ffi::AnyBuffer>()  // rows
-                                  .Arg<ffi::AnyBuffer>()  // ids
-                                  .Arg<ffi::AnyBuffer>()  // table_ids
-                                  .Ret<ffi::AnyBuffer>()  // whole rows
-                                  .Ret<ffi::AnyBuffer>()  // slots
-                                  .Attrs());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembWriteRows, WriteRowsHandler,
-                              ffi::Ffi::Bind()
-                                  .Arg<ffi::AnyBuffer>()  // index
-                                  .Arg<ffi::AnyBuffer>()  // rows
-                                  .Arg<ffi::AnyBuffer>()  // clock
-                                  .Arg<ffi::AnyBuffer>()  // counters
-                                  .Arg<ffi::AnyBuffer>()  // layout_version
-                                  .Arg<ffi::AnyBuffer>()  // step
-                                  .Arg<ffi::AnyBuffer>()  // ids
-                                  .Arg<ffi::AnyBuffer>()  // table_ids
-                                  .Arg<ffi::AnyBuffer>()  // values
-                                  .RemainingRets()        // the table arrays
-                                  .Attrs());
+ONEEMB_DEFINE_HANDLER(OneembCreate, CreateHandler);
+ONEEMB_DEFINE_HANDLER(OneembGrow, GrowHandler);
+ONEEMB_DEFINE_HANDLER(OneembWriteRows, WriteRowsHandler);
 
 }  // namespace oneemb

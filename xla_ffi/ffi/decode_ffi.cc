@@ -43,29 +43,29 @@ ffi::Error DecodeKeyRules(const ffi::Dictionary& attributes, KeyRules* keys) {
 }
 
 ffi::Error DecodeInitializers(const ffi::Dictionary& attributes,
-                              RulesHolder* holder) {
+                              TableCall* call) {
   int64_t seed = 0;
   ffi::Span<const int32_t> column_ends;
   ffi::Span<const double> encoded;
   ONEEMB_RETURN_IF_ERROR(Get(attributes, "seed", &seed));
   ONEEMB_RETURN_IF_ERROR(Get(attributes, "column_ends", &column_ends));
   ONEEMB_RETURN_IF_ERROR(Get(attributes, "initializers", &encoded));
-  TableRules& rules = holder->rules;
+  TableRules& rules = call->rules;
   const size_t columns = column_ends.size();
   const size_t configs = columns * static_cast<size_t>(rules.keys.num_tables);
   if (columns == 0 || encoded.size() != configs * kInitializerDoubles) {
     return ffi::Error::InvalidArgument(
         "attribute initializers: one of each column of each table is needed");
   }
-  holder->initializers.reserve(configs);
+  call->initializers.reserve(configs);
   for (size_t i = 0; i < configs; ++i) {
-    holder->initializers.push_back(
+    call->initializers.push_back(
         DecodeInitializer(encoded.begin() + i * kInitializerDoubles));
   }
   rules.embedding_dim = column_ends.begin()[columns - 1];
   rules.initializers = {static_cast<uint64_t>(seed),
                         static_cast<int32_t>(columns), column_ends.begin(),
-                        holder->initializers.data(), rules.keys.shared_keys};
+                        call->initializers.data(), rules.keys.shared_keys};
   return ffi::Error::Success();
 }
 
@@ -80,6 +80,24 @@ ffi::Error CheckRowWords(const TableRules& rules, int64_t row_words) {
   return ffi::Error::InvalidArgument("rows: " + std::to_string(row_words) +
                                      " words a row, the optimizer needs " +
                                      std::to_string(wanted));
+}
+
+ffi::Error DecodeFloatType(const char* name, const ffi::AnyBuffer& buffer,
+                           FloatType* type) {
+  switch (buffer.element_type()) {
+    case ffi::F32:
+      *type = FloatType::kFloat32;
+      return ffi::Error::Success();
+    case ffi::BF16:
+      *type = FloatType::kBFloat16;
+      return ffi::Error::Success();
+    case ffi::F16:
+      *type = FloatType::kFloat16;
+      return ffi::Error::Success();
+    default:
+      return ffi::Error::InvalidArgument(
+          std::string(name) + ": neither float32, bfloat16 nor float16");
+  }
 }
 
 }  // namespace
@@ -103,28 +121,25 @@ ffi::Error CheckBuffer(const char* name, const ffi::AnyBuffer& buffer,
       wanted + "] of type " + std::to_string(static_cast<int>(type)));
 }
 
-ffi::Error DecodeFloatType(const char* name, const ffi::AnyBuffer& buffer,
-                           FloatType* type) {
-  switch (buffer.element_type()) {
-    case ffi::F32:
-      *type = FloatType::kFloat32;
-      return ffi::Error::Success();
-    case ffi::BF16:
-      *type = FloatType::kBFloat16;
-      return ffi::Error::Success();
-    case ffi::F16:
-      *type = FloatType::kFloat16;
-      return ffi::Error::Success();
-    default:
-      return ffi::Error::InvalidArgument(
-          std::string(name) + ": neither float32, bfloat16 nor float16");
+ffi::Error CheckInPlace(const char* call,
+                        const std::vector<const ffi::AnyBuffer*>& arguments,
+                        const ffi::RemainingRets& results) {
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    ffi::ErrorOr<ffi::Result<ffi::AnyBuffer>> result =
+        results.get<ffi::AnyBuffer>(i);
+    if (result.has_error()) return result.error();
+    if ((*result)->untyped_data() != arguments[i]->untyped_data()) {
+      return ffi::Error::Internal(std::string(call) +
+                                  ": the table is not updated in place");
+    }
   }
+  return ffi::Error::Success();
 }
 
-ffi::Error DecodeRules(const ffi::Dictionary& attributes, RulesHolder* holder) {
-  TableRules& rules = holder->rules;
+ffi::Error DecodeRules(const ffi::Dictionary& attributes, TableCall* call) {
+  TableRules& rules = call->rules;
   ONEEMB_RETURN_IF_ERROR(DecodeKeyRules(attributes, &rules.keys));
-  ONEEMB_RETURN_IF_ERROR(DecodeInitializers(attributes, holder));
+  ONEEMB_RETURN_IF_ERROR(DecodeInitializers(attributes, call));
   int32_t kind = 0;
   ffi::Span<const double> hyper;
   ONEEMB_RETURN_IF_ERROR(Get(attributes, "optimizer_kind", &kind));
@@ -138,8 +153,11 @@ ffi::Error DecodeRules(const ffi::Dictionary& attributes, RulesHolder* holder) {
   return ffi::Error::Success();
 }
 
-ffi::Error DecodeReadTable(const TableRules& rules, const ffi::AnyBuffer& index,
-                           const ffi::AnyBuffer& rows, TableView* table) {
+namespace {
+
+// Index and rows of a table whose rules are known.
+ffi::Error DecodeRows(const TableRules& rules, const ffi::AnyBuffer& index,
+                      const ffi::AnyBuffer& rows, TableView* table) {
   ONEEMB_RETURN_IF_ERROR(
       CheckBuffer("index", index, ffi::U32, {-1, kBucketWords}));
   ONEEMB_RETURN_IF_ERROR(CheckBuffer("rows", rows, ffi::U32, {-1, -1}));
@@ -152,33 +170,45 @@ ffi::Error DecodeReadTable(const TableRules& rules, const ffi::AnyBuffer& index,
   return ffi::Error::Success();
 }
 
-ffi::Error DecodeTableState(const ffi::AnyBuffer& clock,
-                            const ffi::AnyBuffer& counters,
-                            const ffi::AnyBuffer& layout_version,
-                            TableView* table) {
+ffi::Error DecodeClock(const ffi::AnyBuffer& clock, TableView* table) {
   ONEEMB_RETURN_IF_ERROR(
       CheckBuffer("clock", clock, ffi::U32, {table->capacity}));
-  ONEEMB_RETURN_IF_ERROR(
-      CheckBuffer("counters", counters, ffi::U32, {1, kNumCounters, 2}));
+  table->clock = clock.typed_data<uint32_t>();
+  return ffi::Error::Success();
+}
+
+ffi::Error DecodeLayoutVersion(const ffi::AnyBuffer& layout_version,
+                               TableView* table) {
   ONEEMB_RETURN_IF_ERROR(
       CheckBuffer("layout_version", layout_version, ffi::U32, {1, 2}));
-  table->clock = static_cast<uint32_t*>(clock.untyped_data());
-  table->counters = static_cast<uint64_t*>(counters.untyped_data());
   table->layout_version = static_cast<uint64_t*>(layout_version.untyped_data());
   return ffi::Error::Success();
 }
 
-ffi::Error CheckInPlace(const char* call,
-                        const std::vector<const ffi::AnyBuffer*>& arguments,
-                        const ffi::RemainingRets& results) {
-  for (size_t i = 0; i < arguments.size(); ++i) {
-    ffi::ErrorOr<ffi::Result<ffi::AnyBuffer>> result =
-        results.get<ffi::AnyBuffer>(i);
-    if (result.has_error()) return result.error();
-    if ((*result)->untyped_data() != arguments[i]->untyped_data()) {
-      return ffi::Error::Internal(std::string(call) +
-                                  ": the table is not updated in place");
-    }
+}  // namespace
+
+ffi::Error DecodeTable(const ffi::Dictionary& attributes,
+                       const TableBuffers& buffers, TableCall* call) {
+  ONEEMB_RETURN_IF_ERROR(DecodeRules(attributes, call));
+  TableView* const table = &call->table;
+  ONEEMB_RETURN_IF_ERROR(
+      DecodeRows(call->rules, buffers.index, buffers.rows, table));
+  ONEEMB_RETURN_IF_ERROR(DecodeClock(buffers.clock, table));
+  ONEEMB_RETURN_IF_ERROR(CheckBuffer("counters", buffers.counters, ffi::U32,
+                                     {1, kNumCounters, 2}));
+  ONEEMB_RETURN_IF_ERROR(DecodeLayoutVersion(buffers.layout_version, table));
+  table->counters = static_cast<uint64_t*>(buffers.counters.untyped_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error DecodeNewTable(const TableRules& rules, const ffi::AnyBuffer& index,
+                          const ffi::AnyBuffer& rows,
+                          const ffi::AnyBuffer& clock, int64_t min_capacity,
+                          TableView* table) {
+  ONEEMB_RETURN_IF_ERROR(DecodeRows(rules, index, rows, table));
+  ONEEMB_RETURN_IF_ERROR(DecodeClock(clock, table));
+  if (table->capacity < min_capacity) {
+    return ffi::Error::InvalidArgument("grow: the new table is smaller");
   }
   return ffi::Error::Success();
 }
@@ -210,7 +240,63 @@ ffi::Error DecodeIds(const ffi::AnyBuffer& ids, const ffi::AnyBuffer& table_ids,
   return ffi::Error::Success();
 }
 
+ffi::Error DecodeRead(const ffi::Dictionary& attributes,
+                      const ffi::AnyBuffer& index, const ffi::AnyBuffer& rows,
+                      const ffi::AnyBuffer& ids,
+                      const ffi::AnyBuffer& table_ids, TableCall* call) {
+  ONEEMB_RETURN_IF_ERROR(DecodeRules(attributes, call));
+  ONEEMB_RETURN_IF_ERROR(DecodeRows(call->rules, index, rows, &call->table));
+  return DecodeIds(ids, table_ids, &call->ids);
+}
+
+ffi::Error DecodeLookup(const LookupBuffers& buffers, TableCall* call,
+                        LookupOutput* out) {
+  const ffi::AnyBuffer& activations = buffers.activations;
+  const int64_t n = call->ids.size;
+  ONEEMB_RETURN_IF_ERROR(
+      DecodeLayoutVersion(buffers.layout_version, &call->table));
+  ONEEMB_RETURN_IF_ERROR(
+      CheckBuffer("layout_version", buffers.seen_version, ffi::U32, {2}));
+  ONEEMB_RETURN_IF_ERROR(DecodeFloatType("acts", activations, &out->type));
+  ONEEMB_RETURN_IF_ERROR(CheckBuffer("acts", activations,
+                                     activations.element_type(),
+                                     {n, call->rules.embedding_dim}));
+  ONEEMB_RETURN_IF_ERROR(CheckBuffer("slots", buffers.slots, ffi::S32, {n}));
+  ONEEMB_RETURN_IF_ERROR(
+      CheckBuffer("counts", buffers.counts, ffi::U32, {kNumLookupCounts}));
+  out->activations = activations.untyped_data();
+  out->slots = buffers.slots.typed_data<int32_t>();
+  out->counts = buffers.counts.typed_data<uint32_t>();
+  out->seen_version =
+      static_cast<uint64_t*>(buffers.seen_version.untyped_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error CheckRowsRead(const TableCall& call, const ffi::AnyBuffer& rows,
+                         const ffi::AnyBuffer& slots) {
+  ONEEMB_RETURN_IF_ERROR(CheckBuffer("out", rows, ffi::U32,
+                                     {call.ids.size, call.table.row_words}));
+  return CheckBuffer("slots", slots, ffi::S32, {call.ids.size});
+}
+
+ffi::Error DecodeWriteRows(const ffi::Dictionary& attributes,
+                           const TableBuffers& table,
+                           const NewRowBuffers& buffers,
+                           const ffi::RemainingRets& results, TableCall* call) {
+  ONEEMB_RETURN_IF_ERROR(DecodeTable(attributes, table, call));
+  ONEEMB_RETURN_IF_ERROR(CheckBuffer("step", buffers.step, ffi::U32, {1}));
+  ONEEMB_RETURN_IF_ERROR(DecodeIds(buffers.ids, buffers.table_ids, &call->ids));
+  ONEEMB_RETURN_IF_ERROR(CheckBuffer("values", buffers.values, ffi::U32,
+                                     {call->ids.size, call->table.row_words}));
+  return CheckInPlace("write_rows",
+                      {&table.index, &table.rows, &table.clock, &table.counters,
+                       &table.layout_version},
+                      results);
+}
+
 namespace {
+
+constexpr size_t kBuffersPerBatch = 6;
 
 ffi::Error DecodeBatch(const ffi::RemainingArgs& args, size_t first,
                        int64_t embedding_dim, UpdateBatch* batch,
@@ -245,8 +331,6 @@ ffi::Error DecodeBatch(const ffi::RemainingArgs& args, size_t first,
   return ffi::Error::Success();
 }
 
-}  // namespace
-
 ffi::Error DecodeNumLookups(const ffi::Dictionary& attributes,
                             size_t* num_lookups) {
   int32_t number = 0;
@@ -259,10 +343,10 @@ ffi::Error DecodeNumLookups(const ffi::Dictionary& attributes,
   return ffi::Error::Success();
 }
 
-ffi::Error DecodeBatches(const ffi::RemainingArgs& args, size_t num_batches,
-                         int64_t embedding_dim,
+ffi::Error DecodeBatches(const ffi::RemainingArgs& args, size_t first,
+                         size_t num_batches, int64_t embedding_dim,
                          std::vector<UpdateBatch>* batches,
-                         FloatType* gradient_type, size_t first) {
+                         FloatType* gradient_type) {
   if (args.size() < first ||
       (args.size() - first) / kBuffersPerBatch < num_batches) {
     return ffi::Error::InvalidArgument("six buffers a lookup are needed");
@@ -279,6 +363,37 @@ ffi::Error DecodeBatches(const ffi::RemainingArgs& args, size_t num_batches,
     *gradient_type = type;
   }
   return ffi::Error::Success();
+}
+
+}  // namespace
+
+ffi::Error DecodeUpdate(const ffi::Dictionary& attributes,
+                        const UpdateBuffers& buffers,
+                        const ffi::RemainingArgs& lookups, size_t first,
+                        int64_t embedding_dim,
+                        std::vector<UpdateBatch>* batches,
+                        FloatType* gradient_type) {
+  ONEEMB_RETURN_IF_ERROR(CheckBuffer("step", buffers.step, ffi::U32, {1}));
+  ONEEMB_RETURN_IF_ERROR(
+      CheckBuffer("generation", buffers.generation, ffi::U32, {1}));
+  ONEEMB_RETURN_IF_ERROR(
+      CheckBuffer("learning_rate", buffers.learning_rate, ffi::F32, {}));
+  ONEEMB_RETURN_IF_ERROR(
+      CheckBuffer("grad_scale", buffers.grad_scale, ffi::F32, {}));
+  ONEEMB_RETURN_IF_ERROR(CheckBuffer("apply", buffers.apply, ffi::PRED, {}));
+  size_t num_lookups = 0;
+  ONEEMB_RETURN_IF_ERROR(DecodeNumLookups(attributes, &num_lookups));
+  return DecodeBatches(lookups, first, num_lookups, embedding_dim, batches,
+                       gradient_type);
+}
+
+ffi::Error DecodeNorm(const ffi::Dictionary& attributes,
+                      const ffi::RemainingArgs& lookups, TableCall* call,
+                      std::vector<UpdateBatch>* batches,
+                      FloatType* gradient_type) {
+  ONEEMB_RETURN_IF_ERROR(DecodeRules(attributes, call));
+  return DecodeBatches(lookups, 0, lookups.size() / kBuffersPerBatch,
+                       call->rules.embedding_dim, batches, gradient_type);
 }
 
 }  // namespace oneemb

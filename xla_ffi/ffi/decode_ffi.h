@@ -1,5 +1,6 @@
-// What the FFI handlers of CPU and GPU share: checks of buffers, and the rules
-// of a table out of attributes.
+// What the FFI handlers of CPU and GPU share: from attributes and buffers to
+// what kernels are told. Looks at types, shapes and addresses, never at what a
+// buffer holds: that may be on a GPU.
 //
 // Only handlers include this: kernels do not know XLA.
 #pragma once
@@ -10,6 +11,7 @@
 #include <initializer_list>
 #include <vector>
 
+#include "core/lookup_output.h"
 #include "core/table_view.h"
 #include "core/update_batch.h"
 #include "xla/ffi/api/ffi.h"
@@ -38,58 +40,116 @@ class DefaultFloats {
   std::fenv_t saved_;
 };
 
+// What a handler is told of its table, and the ids of the call. A handler makes
+// it first and keeps it to the end: it owns what the rules point to, and all
+// its numbers are read and used alike.
+struct TableCall {
+  DefaultFloats floats;
+  TableRules rules{};
+  std::vector<InitializerConfig> initializers;
+  TableView table{};
+  IdsView ids{};
+};
+
+// The arrays of a table that holds rows, as a writer has them.
+struct TableBuffers {
+  const xla::ffi::AnyBuffer& index;
+  const xla::ffi::AnyBuffer& rows;
+  const xla::ffi::AnyBuffer& clock;
+  const xla::ffi::AnyBuffer& counters;
+  const xla::ffi::AnyBuffer& layout_version;
+};
+
+// What write_rows takes besides the table.
+struct NewRowBuffers {
+  const xla::ffi::AnyBuffer& step;
+  const xla::ffi::AnyBuffer& ids;
+  const xla::ffi::AnyBuffer& table_ids;
+  const xla::ffi::AnyBuffer& values;
+};
+
+// What a lookup takes besides index, rows and ids, and its results.
+struct LookupBuffers {
+  const xla::ffi::AnyBuffer& layout_version;
+  const xla::ffi::AnyBuffer& activations;
+  const xla::ffi::AnyBuffer& slots;
+  const xla::ffi::AnyBuffer& seen_version;
+  const xla::ffi::AnyBuffer& counts;
+};
+
+// What an update takes besides the table and its lookups.
+struct UpdateBuffers {
+  const xla::ffi::AnyBuffer& step;
+  const xla::ffi::AnyBuffer& generation;
+  const xla::ffi::AnyBuffer& learning_rate;
+  const xla::ffi::AnyBuffer& grad_scale;
+  const xla::ffi::AnyBuffer& apply;
+};
+
 // Fails unless the buffer has this type and shape; -1 matches any size.
 xla::ffi::Error CheckBuffer(const char* name, const xla::ffi::AnyBuffer& buffer,
                             xla::ffi::DataType type,
                             std::initializer_list<int64_t> shape);
-
-// The float type of activations or gradients, or an error.
-xla::ffi::Error DecodeFloatType(const char* name,
-                                const xla::ffi::AnyBuffer& buffer,
-                                FloatType* type);
-
-// The rules of a table; owns what TableRules points to. A handler makes it
-// first and keeps it to the end, so that all its numbers are read and used
-// alike.
-struct RulesHolder {
-  DefaultFloats floats;
-  TableRules rules;
-  std::vector<InitializerConfig> initializers;
-};
-xla::ffi::Error DecodeRules(const xla::ffi::Dictionary& attributes,
-                            RulesHolder* holder);
-
-// How many of an update's trailing arguments are lookups to apply: attribute
-// num_lookups. What follows them only orders other reads before this write.
-xla::ffi::Error DecodeNumLookups(const xla::ffi::Dictionary& attributes,
-                                 size_t* num_lookups);
-
-// The arrays of a table that holds rows: index and rows, and what a writer
-// needs besides. Shapes are checked against the rules.
-xla::ffi::Error DecodeReadTable(const TableRules& rules,
-                                const xla::ffi::AnyBuffer& index,
-                                const xla::ffi::AnyBuffer& rows,
-                                TableView* table);
-xla::ffi::Error DecodeTableState(const xla::ffi::AnyBuffer& clock,
-                                 const xla::ffi::AnyBuffer& counters,
-                                 const xla::ffi::AnyBuffer& layout_version,
-                                 TableView* table);
 
 // Fails unless each of these arguments is, in place, the result of its number.
 xla::ffi::Error CheckInPlace(
     const char* call, const std::vector<const xla::ffi::AnyBuffer*>& arguments,
     const xla::ffi::RemainingRets& results);
 
+// The rules of a table, alone or with the arrays of one that holds rows.
+xla::ffi::Error DecodeRules(const xla::ffi::Dictionary& attributes,
+                            TableCall* call);
+xla::ffi::Error DecodeTable(const xla::ffi::Dictionary& attributes,
+                            const TableBuffers& buffers, TableCall* call);
+
+// The arrays of a table that the call makes, for `min_capacity` rows or more.
+xla::ffi::Error DecodeNewTable(const TableRules& rules,
+                               const xla::ffi::AnyBuffer& index,
+                               const xla::ffi::AnyBuffer& rows,
+                               const xla::ffi::AnyBuffer& clock,
+                               int64_t min_capacity, TableView* table);
+
 // ids uint32[microbatches, n, words] and table_ids int32[microbatches, m].
 xla::ffi::Error DecodeIds(const xla::ffi::AnyBuffer& ids,
                           const xla::ffi::AnyBuffer& table_ids, IdsView* view);
 
-// The batches of an update or a norm: six buffers each (ids, table_ids, slots,
-// layout_version, counts, gradients), from argument `first` on.
-constexpr size_t kBuffersPerBatch = 6;
-xla::ffi::Error DecodeBatches(const xla::ffi::RemainingArgs& args,
-                              size_t num_batches, int64_t embedding_dim,
-                              std::vector<UpdateBatch>* batches,
-                              FloatType* gradient_type, size_t first = 0);
+// Rules, table and ids of a call that only reads.
+xla::ffi::Error DecodeRead(const xla::ffi::Dictionary& attributes,
+                           const xla::ffi::AnyBuffer& index,
+                           const xla::ffi::AnyBuffer& rows,
+                           const xla::ffi::AnyBuffer& ids,
+                           const xla::ffi::AnyBuffer& table_ids,
+                           TableCall* call);
+
+// The rest of a lookup, whose ids are in `call`.
+xla::ffi::Error DecodeLookup(const LookupBuffers& buffers, TableCall* call,
+                             LookupOutput* out);
+
+// Checks the results of read_rows: whole rows, and slots.
+xla::ffi::Error CheckRowsRead(const TableCall& call,
+                              const xla::ffi::AnyBuffer& rows,
+                              const xla::ffi::AnyBuffer& slots);
+
+// All of write_rows, which works in place.
+xla::ffi::Error DecodeWriteRows(const xla::ffi::Dictionary& attributes,
+                                const TableBuffers& table,
+                                const NewRowBuffers& buffers,
+                                const xla::ffi::RemainingRets& results,
+                                TableCall* call);
+
+// The lookups of an update or a norm have six buffers each: ids, table_ids,
+// slots, layout_version, counts, gradients. An update has them from argument
+// `first` on, as many as attribute num_lookups says; what follows them only
+// orders other reads before this write.
+xla::ffi::Error DecodeUpdate(const xla::ffi::Dictionary& attributes,
+                             const UpdateBuffers& buffers,
+                             const xla::ffi::RemainingArgs& lookups,
+                             size_t first, int64_t embedding_dim,
+                             std::vector<UpdateBatch>* batches,
+                             FloatType* gradient_type);
+xla::ffi::Error DecodeNorm(const xla::ffi::Dictionary& attributes,
+                           const xla::ffi::RemainingArgs& lookups,
+                           TableCall* call, std::vector<UpdateBatch>* batches,
+                           FloatType* gradient_type);
 
 }  // namespace oneemb

@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "cpu/ffi_util.h"
-#include "cpu/lookup_ffi.h"
 #include "cpu/update_ffi.h"
 #include "tier/cached_table.h"
 #include "tier/handlers.h"
@@ -25,16 +24,15 @@ constexpr size_t kWritten = 7;  // all but the nonce
 
 // The arrays of a cached table as they came, and what they mean.
 struct Arguments {
-  RulesHolder holder;
+  TableCall call;
   std::vector<ffi::AnyBuffer> buffers;
   std::shared_ptr<TableStore> store;
-  TableView view{};
   uint64_t nonce = 0;
   uint32_t* generation = nullptr;
   int64_t run = 0;
 
   CachedTable table() const {
-    return {view, holder.rules, store, nonce, generation, run};
+    return {call.table, call.rules, store, nonce, generation, run};
   }
 };
 
@@ -61,41 +59,51 @@ ffi::Error Decode(const ffi::RemainingArgs& args,
     return ffi::Error::InvalidArgument("eight arrays of a table are needed");
   }
   const std::vector<ffi::AnyBuffer>& b = out->buffers;
-  ONEEMB_RETURN_IF_ERROR(DecodeRules(attributes, &out->holder));
-  ONEEMB_RETURN_IF_ERROR(FindTheStore(attributes, &out->store));
+  TableView* const table = &out->call.table;
   ONEEMB_RETURN_IF_ERROR(
-      DecodeReadTable(out->holder.rules, b[0], b[1], &out->view));
-  ONEEMB_RETURN_IF_ERROR(DecodeTableState(b[2], b[3], b[4], &out->view));
+      DecodeTable(attributes, {b[0], b[1], b[2], b[3], b[4]}, &out->call));
+  ONEEMB_RETURN_IF_ERROR(FindTheStore(attributes, &out->store));
   ONEEMB_RETURN_IF_ERROR(CheckBuffer("generation", b[5], ffi::U32, {1}));
   ONEEMB_RETURN_IF_ERROR(
-      CheckBuffer("residency", b[6], ffi::U32, {out->view.capacity, 2}));
+      CheckBuffer("residency", b[6], ffi::U32, {table->capacity, 2}));
   ONEEMB_RETURN_IF_ERROR(CheckBuffer("store_nonce", b[7], ffi::U32, {1, 2}));
-  out->generation = static_cast<uint32_t*>(b[5].untyped_data());
-  out->view.residency = static_cast<SlotResidency*>(b[6].untyped_data());
+  out->generation = b[5].typed_data<uint32_t>();
+  table->residency = static_cast<SlotResidency*>(b[6].untyped_data());
   std::memcpy(&out->nonce, b[7].untyped_data(), sizeof(out->nonce));
   out->run = run.run_id;
   return ffi::Error::Success();
 }
 
-// Fails unless the table's arrays are the first results, in place.
+// The same where a batch of ids follows the table, and then `more` buffers.
+ffi::Error DecodeBatch(const ffi::RemainingArgs& args,
+                       const ffi::Dictionary& attributes, ffi::RunId run,
+                       size_t more, Arguments* out) {
+  ONEEMB_RETURN_IF_ERROR(Decode(args, attributes, run, out));
+  if (out->buffers.size() != kTableBuffers + 2 + more) {
+    return ffi::Error::InvalidArgument("wrong number of arguments");
+  }
+  return DecodeIds(out->buffers[kTableBuffers], out->buffers[kTableBuffers + 1],
+                   &out->call.ids);
+}
+
+// Fails unless the table's arrays are the first results, in place, and the step
+// of an update the next one.
 ffi::Error CheckTableInPlace(const char* call, const Arguments& arguments,
-                             const ffi::RemainingRets& results) {
+                             const ffi::RemainingRets& results,
+                             const ffi::AnyBuffer* step = nullptr) {
   std::vector<const ffi::AnyBuffer*> in_place;
-  in_place.reserve(kWritten);
+  in_place.reserve(kWritten + 1);
   for (size_t i = 0; i < kWritten; ++i) {
     in_place.push_back(&arguments.buffers[i]);
   }
+  if (step != nullptr) in_place.push_back(step);
   return CheckInPlace(call, in_place, results);
 }
 
-// The ids of a batch: the buffers behind the table's.
-ffi::Error DecodeBatchIds(const Arguments& arguments, size_t more,
-                          IdsView* ids) {
-  if (arguments.buffers.size() != kTableBuffers + 2 + more) {
-    return ffi::Error::InvalidArgument("wrong number of arguments");
-  }
-  return DecodeIds(arguments.buffers[kTableBuffers],
-                   arguments.buffers[kTableBuffers + 1], ids);
+// Fails unless every id of the batch can have a slot.
+ffi::Error CheckRoom(const TableCall& call) {
+  if (call.ids.size <= call.table.capacity) return ffi::Error::Success();
+  return ffi::Error::InvalidArgument("ids: more than the cache has slots");
 }
 
 // Runs `body`; a lack of memory becomes an error of the call.
@@ -107,24 +115,20 @@ ffi::Error Run(const char* call, const Body& body) {
   } catch (const std::bad_alloc&) {
     memory = false;
   }
-  if (memory) return ffi::Error::Success();
-  return ffi::Error(ffi::ErrorCode::kResourceExhausted,
-                    std::string(call) + ": no memory for scratch space");
+  return ToFfi(call, memory);
 }
 
 ffi::Error StageHandler(ffi::ThreadPool pool, ffi::RunId run,
                         ffi::RemainingArgs args, ffi::RemainingRets results,
                         ffi::Dictionary attributes) {
   Arguments arguments;
-  IdsView ids{};
-  ONEEMB_RETURN_IF_ERROR(Decode(args, attributes, run, &arguments));
-  ONEEMB_RETURN_IF_ERROR(DecodeBatchIds(arguments, 0, &ids));
+  ONEEMB_RETURN_IF_ERROR(DecodeBatch(args, attributes, run, 0, &arguments));
   ONEEMB_RETURN_IF_ERROR(CheckTableInPlace("stage", arguments, results));
-  if (ids.size > arguments.view.capacity) {
-    return ffi::Error::InvalidArgument("ids: more than the cache has slots");
-  }
+  ONEEMB_RETURN_IF_ERROR(CheckRoom(arguments.call));
   FfiParallel parallel(pool);
-  return Run("stage", [&] { return Stage(&parallel, arguments.table(), ids); });
+  return Run("stage", [&] {
+    return Stage(&parallel, arguments.table(), arguments.call.ids);
+  });
 }
 
 ffi::Error PrefetchHandler(ffi::ThreadPool pool, ffi::RunId run,
@@ -132,15 +136,14 @@ ffi::Error PrefetchHandler(ffi::ThreadPool pool, ffi::RunId run,
                            ffi::Result<ffi::AnyBuffer> generation,
                            ffi::Dictionary attributes) {
   Arguments arguments;
-  IdsView ids{};
-  ONEEMB_RETURN_IF_ERROR(Decode(args, attributes, run, &arguments));
-  ONEEMB_RETURN_IF_ERROR(DecodeBatchIds(arguments, 0, &ids));
+  ONEEMB_RETURN_IF_ERROR(DecodeBatch(args, attributes, run, 0, &arguments));
   if (generation->untyped_data() != arguments.generation) {
     return ffi::Error::Internal("prefetch: the table is not used in place");
   }
   FfiParallel parallel(pool);
-  return Run("prefetch",
-             [&] { return Prefetch(&parallel, arguments.table(), ids); });
+  return Run("prefetch", [&] {
+    return Prefetch(&parallel, arguments.table(), arguments.call.ids);
+  });
 }
 
 ffi::Error UpdateCachedHandler(ffi::ThreadPool pool, ffi::RunId run,
@@ -148,26 +151,21 @@ ffi::Error UpdateCachedHandler(ffi::ThreadPool pool, ffi::RunId run,
                                ffi::RemainingRets results,
                                ffi::Dictionary attributes) {
   // Behind the table: step, learning_rate, grad_scale, apply, and the lookups.
+  constexpr size_t kFirst = kTableBuffers;
   constexpr size_t kScalars = 4;
   Arguments arguments;
   UpdateArgs update{};
   ONEEMB_RETURN_IF_ERROR(Decode(args, attributes, run, &arguments));
   const std::vector<ffi::AnyBuffer>& b = arguments.buffers;
-  if (b.size() < kTableBuffers + kScalars) {
+  if (b.size() < kFirst + kScalars) {
     return ffi::Error::InvalidArgument("wrong number of arguments");
   }
-  const size_t first = kTableBuffers;
   ONEEMB_RETURN_IF_ERROR(DecodeUpdateArgs(
-      {b[first], b[5], b[first + 1], b[first + 2], b[first + 3]}, args,
-      first + kScalars, attributes, arguments.holder.rules.embedding_dim,
-      &update));
-  ONEEMB_RETURN_IF_ERROR(CheckTableInPlace("update", arguments, results));
-  ffi::ErrorOr<ffi::Result<ffi::AnyBuffer>> step =
-      results.get<ffi::AnyBuffer>(kWritten);
-  if (step.has_error()) return step.error();
-  if ((*step)->untyped_data() != update.step) {
-    return ffi::Error::Internal("update: the step is not updated in place");
-  }
+      attributes,
+      {b[kFirst], b[5], b[kFirst + 1], b[kFirst + 2], b[kFirst + 3]}, args,
+      kFirst + kScalars, arguments.call.rules.embedding_dim, &update));
+  ONEEMB_RETURN_IF_ERROR(
+      CheckTableInPlace("update", arguments, results, &b[kFirst]));
   FfiParallel parallel(pool);
   return Run("update", [&] {
     return UpdateCached(&parallel, arguments.table(), update);
@@ -182,16 +180,14 @@ ffi::Error LookupCachedHandler(ffi::ThreadPool pool, ffi::RunId run,
                                ffi::Result<ffi::AnyBuffer> counts,
                                ffi::Dictionary attributes) {
   Arguments arguments;
-  IdsView ids{};
   LookupOutput out{};
-  ONEEMB_RETURN_IF_ERROR(Decode(args, attributes, run, &arguments));
-  ONEEMB_RETURN_IF_ERROR(DecodeBatchIds(arguments, 0, &ids));
-  ONEEMB_RETURN_IF_ERROR(DecodeLookupOutput(
-      ids, arguments.holder.rules.embedding_dim, arguments.buffers[4],
-      {*activations, *slots, *seen_version, *counts}, &out));
+  ONEEMB_RETURN_IF_ERROR(DecodeBatch(args, attributes, run, 0, &arguments));
+  ONEEMB_RETURN_IF_ERROR(DecodeLookup(
+      {arguments.buffers[4], *activations, *slots, *seen_version, *counts},
+      &arguments.call, &out));
   FfiParallel parallel(pool);
   return Run("lookup", [&] {
-    return LookupCached(&parallel, arguments.table(), ids, out);
+    return LookupCached(&parallel, arguments.table(), arguments.call.ids, out);
   });
 }
 
@@ -201,17 +197,13 @@ ffi::Error ReadCachedRowsHandler(ffi::ThreadPool pool, ffi::RunId run,
                                  ffi::Result<ffi::AnyBuffer> slots,
                                  ffi::Dictionary attributes) {
   Arguments arguments;
-  IdsView ids{};
-  ONEEMB_RETURN_IF_ERROR(Decode(args, attributes, run, &arguments));
-  ONEEMB_RETURN_IF_ERROR(DecodeBatchIds(arguments, 0, &ids));
-  ONEEMB_RETURN_IF_ERROR(CheckBuffer("rows", *rows, ffi::U32,
-                                     {ids.size, arguments.view.row_words}));
-  ONEEMB_RETURN_IF_ERROR(CheckBuffer("slots", *slots, ffi::S32, {ids.size}));
+  ONEEMB_RETURN_IF_ERROR(DecodeBatch(args, attributes, run, 0, &arguments));
+  ONEEMB_RETURN_IF_ERROR(CheckRowsRead(arguments.call, *rows, *slots));
   FfiParallel parallel(pool);
   return Run("read_rows", [&] {
-    return ReadCachedRows(&parallel, arguments.table(), ids,
-                          static_cast<uint32_t*>(rows->untyped_data()),
-                          static_cast<int32_t*>(slots->untyped_data()));
+    return ReadCachedRows(&parallel, arguments.table(), arguments.call.ids,
+                          rows->typed_data<uint32_t>(),
+                          slots->typed_data<int32_t>());
   });
 }
 
@@ -220,20 +212,17 @@ ffi::Error WriteCachedRowsHandler(ffi::ThreadPool pool, ffi::RunId run,
                                   ffi::RemainingRets results,
                                   ffi::Dictionary attributes) {
   Arguments arguments;
-  IdsView ids{};
-  ONEEMB_RETURN_IF_ERROR(Decode(args, attributes, run, &arguments));
-  ONEEMB_RETURN_IF_ERROR(DecodeBatchIds(arguments, 1, &ids));
+  ONEEMB_RETURN_IF_ERROR(DecodeBatch(args, attributes, run, 1, &arguments));
+  const TableCall& call = arguments.call;
   const ffi::AnyBuffer& values = arguments.buffers.back();
   ONEEMB_RETURN_IF_ERROR(CheckBuffer("values", values, ffi::U32,
-                                     {ids.size, arguments.view.row_words}));
+                                     {call.ids.size, call.table.row_words}));
   ONEEMB_RETURN_IF_ERROR(CheckTableInPlace("write_rows", arguments, results));
-  if (ids.size > arguments.view.capacity) {
-    return ffi::Error::InvalidArgument("ids: more than the cache has slots");
-  }
+  ONEEMB_RETURN_IF_ERROR(CheckRoom(call));
   FfiParallel parallel(pool);
   return Run("write_rows", [&] {
-    return WriteCachedRows(&parallel, arguments.table(), ids,
-                           static_cast<const uint32_t*>(values.untyped_data()));
+    return WriteCachedRows(&parallel, arguments.table(), call.ids,
+                           values.typed_data<uint32_t>());
   });
 }
 
@@ -243,7 +232,7 @@ ffi::Error WriteDownHandler(ffi::RunId run, ffi::RemainingArgs args,
   Arguments arguments;
   ONEEMB_RETURN_IF_ERROR(Decode(args, attributes, run, &arguments));
   ONEEMB_RETURN_IF_ERROR(CheckBuffer("written", *written, ffi::PRED, {1}));
-  auto* const done = static_cast<bool*>(written->untyped_data());
+  auto* const done = written->typed_data<bool>();
   *done = false;
   if (arguments.store == nullptr) return ffi::Error::Success();
   return Run("write_down", [&] {
@@ -259,11 +248,11 @@ ffi::Error FlushHandler(ffi::RunId run, ffi::RemainingArgs args,
   Arguments arguments;
   ONEEMB_RETURN_IF_ERROR(Decode(args, attributes, run, &arguments));
   ONEEMB_RETURN_IF_ERROR(CheckBuffer("residency", *residency, ffi::U32,
-                                     {arguments.view.capacity, 2}));
+                                     {arguments.call.table.capacity, 2}));
   ONEEMB_RETURN_IF_ERROR(CheckBuffer("generation", *generation, ffi::U32, {1}));
   const CachedTable table = arguments.table();
   auto* const marks = static_cast<SlotResidency*>(residency->untyped_data());
-  auto* const next = static_cast<uint32_t*>(generation->untyped_data());
+  auto* const next = generation->typed_data<uint32_t>();
   std::memcpy(marks, table.view.residency, residency->size_bytes());
   *next = *table.generation;
   if (table.store == nullptr) return ffi::Error::Success();
@@ -275,61 +264,13 @@ ffi::Error FlushHandler(ffi::RunId run, ffi::RemainingArgs args,
 
 }  // namespace
 
-// A handler that writes the table.
-#define ONEEMB_CACHED_HANDLER(symbol, handler)              \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(symbol, handler,            \
-                                ffi::Ffi::Bind()            \
-                                    .Ctx<ffi::ThreadPool>() \
-                                    .Ctx<ffi::RunId>()      \
-                                    .RemainingArgs()        \
-                                    .RemainingRets()        \
-                                    .Attrs())
-
-ONEEMB_CACHED_HANDLER(OneembStage, StageHandler);
-ONEEMB_CACHED_HANDLER(OneembUpdateCached, UpdateCachedHandler);
-ONEEMB_CACHED_HANDLER(OneembWriteCachedRows, WriteCachedRowsHandler);
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembPrefetch, PrefetchHandler,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Ctx<ffi::RunId>()
-                                  .RemainingArgs()        // table, ids
-                                  .Ret<ffi::AnyBuffer>()  // generation
-                                  .Attrs());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembLookupCached, LookupCachedHandler,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Ctx<ffi::RunId>()
-                                  .RemainingArgs()        // table, ids
-                                  .Ret<ffi::AnyBuffer>()  // activations
-                                  .Ret<ffi::AnyBuffer>()  // slots
-                                  .Ret<ffi::AnyBuffer>()  // layout_version
-                                  .Ret<ffi::AnyBuffer>()  // counts
-                                  .Attrs());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembReadCachedRows, ReadCachedRowsHandler,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Ctx<ffi::RunId>()
-                                  .RemainingArgs()        // table, ids
-                                  .Ret<ffi::AnyBuffer>()  // whole rows
-                                  .Ret<ffi::AnyBuffer>()  // slots
-                                  .Attrs());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembWriteDown, WriteDownHandler,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::RunId>()
-                                  .RemainingArgs()        // table
-                                  .Ret<ffi::AnyBuffer>()  // whether it is done
-                                  .Attrs());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembFlush, FlushHandler,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::RunId>()
-                                  .RemainingArgs()        // table
-                                  .Ret<ffi::AnyBuffer>()  // residency
-                                  .Ret<ffi::AnyBuffer>()  // generation
-                                  .Attrs());
+ONEEMB_DEFINE_HANDLER(OneembStage, StageHandler);
+ONEEMB_DEFINE_HANDLER(OneembPrefetch, PrefetchHandler);
+ONEEMB_DEFINE_HANDLER(OneembUpdateCached, UpdateCachedHandler);
+ONEEMB_DEFINE_HANDLER(OneembLookupCached, LookupCachedHandler);
+ONEEMB_DEFINE_HANDLER(OneembReadCachedRows, ReadCachedRowsHandler);
+ONEEMB_DEFINE_HANDLER(OneembWriteCachedRows, WriteCachedRowsHandler);
+ONEEMB_DEFINE_HANDLER(OneembWriteDown, WriteDownHandler);
+ONEEMB_DEFINE_HANDLER(OneembFlush, FlushHandler);
 
 }  // namespace oneemb
