@@ -53,7 +53,15 @@ def check_api_version(built: tuple[int, int], installed: tuple[int, int]) -> Non
 
 def _load() -> types.ModuleType:
     """The native module for this CPU."""
-    baseline = importlib.import_module("oneemb_jax._native")
+    try:
+        baseline = importlib.import_module("oneemb_jax._native")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{pathlib.Path(__file__).parent} has no module compiled for this Python. "
+            "If it is the source tree, and oneemb_jax is installed, run Python in "
+            "another folder: it imports what the current one has first.",
+            name=error.name,
+        ) from error
     wanted = _config.instruction_set()
     if wanted == "baseline" or (wanted == "auto" and not baseline.cpu_supports_v3()):
         return baseline

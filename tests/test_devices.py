@@ -110,6 +110,19 @@ def test_a_table_in_shards_is_refused_inside_jit_of_an_explicit_mesh():
             jax.jit(oe.lookup)(table, oe.pack_ids(IDS))
 
 
+def test_a_table_in_shards_of_an_auto_mesh_is_gathered_inside_jit():
+    table, ids = make_table(4), oe.pack_ids(IDS)
+    shards = shard(table, mesh_of())
+    assert not shards.rows.sharding.is_fully_replicated
+    compiled = jax.jit(step).lower(shards, ids).compile()
+    assert "all-gather" in str(compiled.as_text())
+    after, acts = compiled(shards, ids)
+    wanted, wanted_acts = step(table, ids)
+    assert after.rows.sharding.is_fully_replicated
+    assert table_bits(after) == table_bits(wanted)
+    np.testing.assert_array_equal(acts, wanted_acts)
+
+
 @pytest.mark.parametrize("change", [lambda x: jnp.stack([x, x]), lambda x: x[:0]])
 def test_a_table_that_is_not_whole(change):
     table = jax.tree.map(change, train(make_table(4), IDS, np.ones((3, 4))))

@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FOLDERS = ("oneemb_jax", "xla_ffi", "cuda", "tests", "examples", "benchmarks", "tools")
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
@@ -34,6 +35,14 @@ def test_python_blocks_run_in_order(page: Path, capsys):
 def test_links_lead_somewhere(page: Path):
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
     gone = [link for link in links if not (page.parent / link).exists()]
+    assert gone == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_files_that_are_named_exist(page: Path):
+    files = [str(file) for folder in FOLDERS for file in (ROOT / folder).rglob("*.*")]
+    names = re.findall(r"`([\w/]+\.(?:py|cc|cu|cuh|h))`", page.read_text())
+    gone = [name for name in names if not any(f.endswith(f"/{name}") for f in files)]
     assert gone == []
 
 

@@ -1,6 +1,7 @@
 """What a process sets: threads, instruction set, x64, and what import refuses."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,22 @@ def test_settings(monkeypatch):
     monkeypatch.delenv("ONEEMB_NUM_THREADS")
     monkeypatch.delenv("ONEEMB_ISA")
     assert (_config.num_threads(), _config.instruction_set()) == (0, "auto")
+
+
+def test_sources_without_a_compiled_module_say_so(tmp_path):
+    sources = shutil.ignore_patterns("*.so")
+    shutil.copytree(Path(oe.__file__).parent, tmp_path / "oneemb_jax", ignore=sources)
+    done = subprocess.run(
+        [sys.executable, "-c", "import oneemb_jax"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert f"{tmp_path / 'oneemb_jax'} has no module compiled" in last
+    assert "run Python in another folder" in last
 
 
 def test_an_old_jaxlib_is_refused_before_anything_is_registered(monkeypatch, tmp_path):
