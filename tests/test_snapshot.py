@@ -433,7 +433,8 @@ def test_rows_that_did_not_change_are_not_written_again(tmp_path):
         assert_same(emb.load_snapshot("again"), oe.reset_counters(table))
         # Of as many updates and rows, but others.
         other = train(train(start, 4, 5), 3, 4)
-        assert oe.size(other) == oe.size(table) and other.step == table.step
+        assert oe.size(other) == oe.size(table)
+        assert other.step == table.step
         assert not files_of(emb.save_snapshot(other, "other")) & files_of(again)
         assert_same(emb.load_snapshot("other"), other)
 
