@@ -9,7 +9,9 @@ import pytest
 
 import oneemb_jax as oe
 from helpers import make_cached, make_table
+from oneemb_jax import snapshot_files
 from oneemb_jax.cache import close_cached
+from oneemb_jax.snapshot import read_table
 
 STEPS, BATCH, TABLES, DIM, IDS = 200, 8, 3, 4, 300
 WORST = BATCH * TABLES
@@ -45,13 +47,22 @@ def step(table, weight, ids, later=None):
     return table, weight - jnp.float32(0.1) * g_weight, loss
 
 
-def run(table, depth=0):
+def resumed(table):
+    """The table, by way of a snapshot; the cache is empty then."""
+    path = oe.save_snapshot(table, "half")
+    parts = snapshot_files.open_parts([path])
+    return read_table(table.spec, parts, None, None, (), None, "test")
+
+
+def run(table, depth=0, resume=False):
     """All that a run leaves: losses, weights, rows with their state, counts."""
     weight = jnp.linspace(-1, 1, TABLES * DIM * 2, dtype=jnp.float32)
     weight = weight.reshape(TABLES * DIM, 2)
     losses = []
     every = batches()
     for t, ids in enumerate(every):
+        if resume and t == STEPS // 2:
+            table = resumed(table)
         later = every[min(t + depth, STEPS - 1)] if depth else None
         table, weight, loss = step(table, weight, ids, later)
         losses.append(loss)
@@ -113,10 +124,10 @@ def test_same_bits_whatever_the_store_and_the_budget(
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
-@pytest.mark.parametrize("factor", [1, 10])
+@pytest.mark.parametrize("factor", [1, 1.1, 2, 10])
 @pytest.mark.parametrize(("kind", "host_cache"), STORES)
 def test_same_bits_with_prefetch(tmp_path, kind, host_cache, factor, depth):
-    slots = WORST * factor
+    slots = int(WORST * factor)
     table = cached(tmp_path, slots, kind=kind, host_cache_mb=host_cache)
     *found, table = run(table, depth)
     assert tuple(found) == expected("adagrad")
@@ -124,7 +135,19 @@ def test_same_bits_with_prefetch(tmp_path, kind, host_cache, factor, depth):
     assert stats["prefetched"] > 0
     assert stats["prefetched"] <= stats["cache_misses"]
     assert stats["stalls"] <= STEPS
-    assert (stats["prefetch_refused"] > 0) == (factor == 1)
+    if factor in (1, 10):
+        assert (stats["prefetch_refused"] > 0) == (factor == 1)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 4])
+@pytest.mark.parametrize("factor", [1, 1.1, 2, 10])
+@pytest.mark.parametrize(("kind", "host_cache"), STORES)
+def test_same_bits_after_a_snapshot(tmp_path, kind, host_cache, factor, depth):
+    slots = int(WORST * factor)
+    table = cached(tmp_path, slots, kind=kind, host_cache_mb=host_cache)
+    *found, table = run(table, depth, resume=True)
+    assert tuple(found) == expected("adagrad")
+    assert oe.stats(table)["staged"] == STEPS - STEPS // 2
 
 
 @pytest.mark.parametrize("optimizer", [o for o in OPTIMIZERS if o != "adagrad"])
