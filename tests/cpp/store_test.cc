@@ -104,7 +104,7 @@ TEST(AFolderOfSomethingElseIsNotTouched) {
   CHECK_OK(env->Open("store/tmp/thesis", OpenMode::kCreate, Caching::kCached,
                      &file));
   CheckRefused(SmallOptions(env), "not a store");
-  CHECK_EQ(env->Files().size(), size_t{2});  // and LOCK
+  CHECK_EQ(env->Files().size(), size_t{1});
 }
 
 TEST(AStoreOfALaterFormatIsRefused) {

@@ -1,5 +1,6 @@
 #include "store/folder.h"
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstring>
@@ -68,21 +69,27 @@ Status CheckFormat(const std::string& path, const AlignedBuffer& bytes) {
 
 // FORMAT is written before anything else is made, so a folder without it is
 // ours only when it is empty.
-Status WriteFormat(Env* env, const std::string& root) {
+Status CheckOurs(Env* env, const std::string& root) {
   std::vector<std::string> names;
   ONEEMB_RETURN_IF_ERROR(env->List(root, &names));
-  const std::string fresh = JoinPath(root, kNewFormatName);
-  for (const std::string& name : names) {
-    if (name == kLockName) continue;
-    if (name != kNewFormatName) {
-      std::string message = root;
-      message.append(": not a store, and not empty (it has \"")
-          .append(name)
-          .append("\"); use a folder of the store's own");
-      return {StatusKind::kInvalidArgument, std::move(message)};
-    }
-    ONEEMB_RETURN_IF_ERROR(env->Remove(fresh));
+  if (std::find(names.begin(), names.end(), kFormatName) != names.end()) {
+    return {};
   }
+  for (const std::string& name : names) {
+    if (name == kLockName || name == kNewFormatName) continue;
+    std::string message = root;
+    message.append(": not a store, and not empty (it has \"")
+        .append(name)
+        .append("\"); use a folder of the store's own");
+    return {StatusKind::kInvalidArgument, std::move(message)};
+  }
+  return {};
+}
+
+Status WriteFormat(Env* env, const std::string& root) {
+  const std::string fresh = JoinPath(root, kNewFormatName);
+  const Status removed = env->Remove(fresh);
+  if (removed.kind() != StatusKind::kNotFound) ONEEMB_RETURN_IF_ERROR(removed);
   Format format{kStoreMagic, kStoreMajor, 0, 0};
   format.crc = CrcOf(format);
   std::array<char, sizeof(format)> bytes{};
@@ -107,6 +114,8 @@ Status OpenFolder(Env* env, const std::string& root,
                   std::unique_ptr<FileLock>* lock) {
   std::unique_ptr<FileLock> held;
   ONEEMB_RETURN_IF_ERROR(MakeFolders(env, root));
+  // Nothing is put into somebody else's folder, not even a lock.
+  ONEEMB_RETURN_IF_ERROR(CheckOurs(env, root));
   ONEEMB_RETURN_IF_ERROR(env->Lock(JoinPath(root, kLockName), &held));
   ONEEMB_RETURN_IF_ERROR(EnsureFormat(env, root));
   for (const std::string& folder :
