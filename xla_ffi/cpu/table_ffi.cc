@@ -12,6 +12,7 @@ ffi::Error CreateHandler(ffi::ThreadPool pool,
                          ffi::Result<ffi::AnyBuffer> index,
                          ffi::Result<ffi::AnyBuffer> rows,
                          ffi::Result<ffi::AnyBuffer> clock,
+                         ffi::RemainingRets residency,
                          ffi::Dictionary attributes) {
   RulesHolder holder;
   TableView table{};
@@ -20,6 +21,14 @@ ffi::Error CreateHandler(ffi::ThreadPool pool,
   ONEEMB_RETURN_IF_ERROR(
       CheckBuffer("clock", *clock, ffi::U32, {table.capacity}));
   table.clock = static_cast<uint32_t*>(clock->untyped_data());
+  if (residency.size() > 0) {
+    ffi::ErrorOr<ffi::Result<ffi::AnyBuffer>> slots =
+        residency.get<ffi::AnyBuffer>(0);
+    if (slots.has_error()) return slots.error();
+    ONEEMB_RETURN_IF_ERROR(
+        CheckBuffer("residency", **slots, ffi::U32, {table.capacity, 2}));
+    table.residency = static_cast<SlotResidency*>((*slots)->untyped_data());
+  }
   FfiParallel parallel(pool);
   CreateTable(&parallel, table);
   return ffi::Error::Success();
@@ -108,6 +117,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembCreate, CreateHandler,
                                   .Ret<ffi::AnyBuffer>()  // index
                                   .Ret<ffi::AnyBuffer>()  // rows
                                   .Ret<ffi::AnyBuffer>()  // clock
+                                  .RemainingRets()  // residency, if cached
                                   .Attrs());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(OneembGrow, GrowHandler,

@@ -10,6 +10,7 @@
 
 #include "cpu/ffi_util.h"
 #include "cpu/lookup_ffi.h"
+#include "cpu/memory.h"
 #include "cpu/update_ffi.h"
 #include "tier/cached_table.h"
 #include "tier/handlers.h"
@@ -264,6 +265,7 @@ ffi::Error FlushHandler(ffi::RunId run, ffi::RemainingArgs args,
   const CachedTable table = arguments.table();
   auto* const marks = static_cast<SlotResidency*>(residency->untyped_data());
   auto* const next = static_cast<uint32_t*>(generation->untyped_data());
+  AdviseHugePages(marks, static_cast<int64_t>(residency->size_bytes()));
   std::memcpy(marks, table.view.residency, residency->size_bytes());
   *next = *table.generation;
   if (table.store == nullptr) return ffi::Error::Success();
