@@ -35,22 +35,23 @@ FEATURES = 32
 ROW_HEADER = 24
 
 
-def make_embedding(options: argparse.Namespace, kind: str, folder: str) -> Any:
-    """An embedding whose rows are in ``kind``."""
+def make_embedding(
+    kind: str, folder: str, rows: int, dim: int, cache: float, name: str = "tiers"
+) -> Any:
+    """An embedding whose rows are in ``kind``, that share of them in the cache."""
     if kind == "device_mem":
-        store: Any = oe.make_device_mem_store_options(capacity=options.rows)
+        store: Any = oe.make_device_mem_store_options(capacity=rows)
     else:
-        with make_embedding(options, "device_mem", folder) as plain:
-            slots = int(options.rows * options.cache)
-            budget = budget_for(plain.spec, slots)
+        with make_embedding("device_mem", folder, rows, dim, cache, name) as plain:
+            budget = budget_for(plain.spec, int(rows * cache))
         make = {
             "cached_host_mem": oe.make_cached_host_mem_store_options,
             "cached_ssd": oe.make_cached_ssd_store_options,
         }[kind]
         store = make(budget, folder)
     return oe.MultiTableEmbedding(
-        f"tiers_{kind}",
-        options.dim,
+        name,
+        dim,
         "float32",
         "int64",
         store_options=store,
@@ -70,11 +71,21 @@ def fill(table: oe.Table, rows: int) -> oe.Table:
     return oe.flush(table)
 
 
-def make_step(options: argparse.Namespace) -> Any:
+def make_weights(dim: int, hidden: int) -> list[jax.Array]:
+    """Those of the two dense layers of ``make_step``."""
+    keys = jax.random.split(jax.random.key(0))
+    width = FEATURES * dim
+    return [
+        jax.random.normal(keys[0], (width, hidden)) * width**-0.5,
+        jax.random.normal(keys[1], (hidden, 1)),
+    ]
+
+
+def make_step(dim: int) -> Any:
     """A step with two dense layers, so that there is work to overlap with."""
 
     def loss_of(weights: Any, acts: jax.Array) -> jax.Array:
-        inputs = acts.reshape(-1, FEATURES * options.dim)
+        inputs = acts.reshape(-1, FEATURES * dim)
         hidden = jnp.tanh(inputs @ weights[0])
         return jnp.mean((hidden @ weights[1]) ** 2)
 
@@ -107,13 +118,8 @@ def measure(
     options: argparse.Namespace, table: oe.Table, batches: list[Any], ahead: bool
 ) -> tuple[oe.Table, dict[str, Any]]:
     """Times steps one by one, each waited for."""
-    step = make_step(options)
-    keys = jax.random.split(jax.random.key(0))
-    width = FEATURES * options.dim
-    weights = [
-        jax.random.normal(keys[0], (width, options.hidden)) * width**-0.5,
-        jax.random.normal(keys[1], (options.hidden, 1)),
-    ]
+    step = make_step(options.dim)
+    weights = make_weights(options.dim, options.hidden)
     times = []
     for t in range(options.warmup + options.steps):
         if t == options.warmup:
@@ -167,7 +173,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for kind in options.stores:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             rates = disk_rates(folder) if kind == "cached_ssd" else None
-            with make_embedding(options, kind, folder) as emb:
+            shape = (options.rows, options.dim, options.cache)
+            with make_embedding(kind, folder, *shape) as emb:
                 table = fill(emb.init(), options.rows)
                 row_bytes = 4 * emb.spec.row_words
                 results = []

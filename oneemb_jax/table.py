@@ -257,7 +257,11 @@ def array_shapes(spec: TableSpec, capacity: int) -> list[jax.ShapeDtypeStruct]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _empty_arrays(spec: TableSpec, capacity: int) -> list[jax.Array]:
-    return _ffi.call("oneemb_create", array_shapes(spec, capacity), **spec.attributes())
+    """Index, rows and clock, and the residency of a cached table."""
+    shapes = array_shapes(spec, capacity)
+    if spec.is_cached:
+        shapes.append(jax.ShapeDtypeStruct((capacity, 2), np.dtype(np.uint32)))
+    return _ffi.call("oneemb_create", shapes, **spec.attributes())
 
 
 def init_table(
@@ -288,7 +292,7 @@ def init_table(
     # default_device(None) would undo a default that the caller has set.
     chosen = contextlib.nullcontext() if device is None else jax.default_device(device)
     with chosen:
-        index, rows, clock = _empty_arrays(spec, capacity)
+        index, rows, clock, *residency = _empty_arrays(spec, capacity)
         table = Table(
             index=index,
             rows=rows,
@@ -299,9 +303,7 @@ def init_table(
             generation=jnp.zeros((1,), jnp.uint32),
             store_nonce=jnp.array(store_nonce),
             learning_rate=jnp.asarray(rate.reshape(1).view(np.uint32)),
-            residency=(
-                jnp.zeros((capacity, 2), jnp.uint32) if spec.is_cached else None
-            ),
+            residency=residency[0] if residency else None,
             spec=spec,
         )
     # Committed, or the first jitted step would move it to the default device.

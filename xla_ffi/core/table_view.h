@@ -32,11 +32,13 @@ struct TableView {
   uint64_t* layout_version;
   // [capacity] of a cached table; null when all rows are in device memory.
   SlotResidency* residency = nullptr;
+  // No slot is reserved, as is known without a look at each of them.
+  bool none_reserved = false;
 
   ONEEMB_HD bool cached() const { return residency != nullptr; }
   // Whether a slot is set aside for a key that has no row yet.
   ONEEMB_HD bool IsReserved(int64_t slot) const {
-    return cached() && residency[slot].state == kSlotReserved;
+    return cached() && !none_reserved && residency[slot].state == kSlotReserved;
   }
   ONEEMB_HD uint32_t* Row(int64_t slot) const {
     return rows + slot * row_words;

@@ -148,7 +148,7 @@ SlotReport FlatBatch::CopySlots(Parallel* parallel, int32_t* slots) const {
 
 void FlatBatch::ProbeSlots(Parallel* parallel, const IndexView& index,
                            const KeyRules& rules, int32_t* slots) const {
-  const auto nothing = [](const ProbeItem&) {};
+  const auto nothing = [](int32_t) {};
   for (size_t b = 0; b < batches_.size(); ++b) {
     const IdsView& ids = batches_[b].ids;
     int32_t* const out = slots + gradients_[b].begin;

@@ -22,6 +22,10 @@ constexpr int kCacheLine = 64;
   __builtin_prefetch(address, 0, 3);
 }
 
+[[gnu::always_inline]] inline void PrefetchWrite(const void* address) {
+  __builtin_prefetch(address, 1, 3);
+}
+
 [[gnu::always_inline]] inline void PrefetchLines(const void* address,
                                                  int64_t bytes) {
   const char* const p = static_cast<const char*>(address);
@@ -132,7 +136,7 @@ class ProbeStages {
 };
 
 // Finds the slots of ids[range] and hands them on one by one, in order:
-// `ahead(item)` as soon as the slot is known (to prefetch a row), and
+// `ahead(slot)` as soon as the slot is known (to prefetch a row), and
 // `emit(item)` kDistance ids later.
 template <class Ahead, class Emit>
 void Probe(const IndexView& index, const KeyRules& rules, const IdsView& ids,
@@ -150,7 +154,7 @@ void Probe(const IndexView& index, const KeyRules& rules, const IdsView& ids,
     const int64_t on = i - 2 * kDistance;
     if (in_flight(on)) {
       stages.LookOn(&ring[on % kRing]);
-      ahead(ring[on % kRing]);
+      ahead(ring[on % kRing].slot);
     }
     const int64_t done = i - 3 * kDistance;
     if (done >= 0) emit(ring[done % kRing]);

@@ -12,11 +12,21 @@ ffi::Error CreateHandler(ffi::ThreadPool pool,
                          ffi::Result<ffi::AnyBuffer> index,
                          ffi::Result<ffi::AnyBuffer> rows,
                          ffi::Result<ffi::AnyBuffer> clock,
+                         ffi::RemainingRets residency,
                          ffi::Dictionary attributes) {
   TableCall call;
   ONEEMB_RETURN_IF_ERROR(DecodeRules(attributes, &call));
   ONEEMB_RETURN_IF_ERROR(
       DecodeNewTable(call.rules, *index, *rows, *clock, 0, &call.table));
+  if (residency.size() > 0) {
+    ffi::ErrorOr<ffi::Result<ffi::AnyBuffer>> slots =
+        residency.get<ffi::AnyBuffer>(0);
+    if (slots.has_error()) return slots.error();
+    ONEEMB_RETURN_IF_ERROR(
+        CheckBuffer("residency", **slots, ffi::U32, {call.table.capacity, 2}));
+    call.table.residency =
+        static_cast<SlotResidency*>((*slots)->untyped_data());
+  }
   FfiParallel parallel(pool);
   CreateTable(&parallel, call.table);
   return ffi::Error::Success();

@@ -96,6 +96,11 @@ void CreateTable(Parallel* parallel, const TableView& table) {
   AdviseHugePages(table.clock, clock_bytes);
   ZeroBytes(parallel, table.index.buckets, index_bytes);
   ZeroBytes(parallel, table.clock, clock_bytes);
+  if (!table.cached()) return;
+  const int64_t residency_bytes =
+      table.capacity * int64_t{sizeof(SlotResidency)};
+  AdviseHugePages(table.residency, residency_bytes);
+  ZeroBytes(parallel, table.residency, residency_bytes);
 }
 
 bool GrowTable(Parallel* parallel, const TableView& from, const TableView& to) {
@@ -110,8 +115,8 @@ bool GrowTable(Parallel* parallel, const TableView& from, const TableView& to) {
 void ReadRows(Parallel* parallel, const TableView& table,
               const TableRules& rules, const IdsView& ids, uint32_t* rows,
               int32_t* slots) {
-  const auto ahead = [&](const ProbeItem& item) {
-    if (item.slot >= 0) PrefetchRead(table.Row(item.slot));
+  const auto ahead = [&](int32_t slot) {
+    if (slot >= 0) PrefetchRead(table.Row(slot));
   };
   const auto emit = [&](ProbeItem item) {
     // A reserved slot has no row yet.

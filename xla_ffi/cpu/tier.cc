@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "core/counters.h"
+#include "cpu/checksum.h"
 #include "cpu/insert.h"
 #include "cpu/memory.h"
 #include "cpu/probe.h"
@@ -15,26 +16,11 @@ namespace {
 
 constexpr int64_t kGrain = 2048;
 
-// Searches all ids; seen(slot) for each that is there, on several threads.
-template <class Seen>
-void ProbeAll(Parallel* parallel, const IndexView& index, const KeyRules& rules,
-              const IdsView& ids, int32_t* slots, const Seen& seen) {
-  const int64_t tasks = NumTasks(*parallel, ids.size, kGrain);
-  parallel->Run(tasks, [&](int64_t task) {
-    const auto ahead = [](const ProbeItem&) {};
-    const auto emit = [&](const ProbeItem& item) {
-      slots[item.position] = item.slot;
-      if (item.slot >= 0) seen(item.slot);
-    };
-    Probe(index, rules, ids, TaskRange(ids.size, task, tasks), ahead, emit);
-  });
-}
-
-// The keys at the positions that are kSlotMissing, each once, by an index that
-// lives for this call.
+// The keys at the positions that are kSlotMissing, `most` of them, each once,
+// by an index that lives for this call.
 bool DistinctMissing(const KeyRules& rules, const IdsView& ids,
-                     const int32_t* slots, std::vector<Key>* missing) {
-  const int64_t most = std::count(slots, slots + ids.size, kSlotMissing);
+                     const int32_t* slots, int64_t most,
+                     std::vector<Key>* missing) {
   missing->clear();
   if (most == 0) return true;
   const int64_t num_buckets = NumBuckets(most);
@@ -128,29 +114,70 @@ bool FindMissing(Parallel* parallel, const IndexView& index,
                  std::vector<Key>* missing) {
   const Scratch slots(ids.size * int64_t{sizeof(int32_t)});
   if (!slots.ok()) return false;
-  ProbeAll(parallel, index, rules, ids, slots.As<int32_t>(), [](int32_t) {});
-  return DistinctMissing(rules, ids, slots.As<int32_t>(), missing);
+  std::atomic<int64_t> missed{0};
+  const int64_t tasks = NumTasks(*parallel, ids.size, kGrain);
+  parallel->Run(tasks, [&](int64_t task) {
+    int64_t missed_here = 0;
+    const auto emit = [&](const ProbeItem& item) {
+      slots.As<int32_t>()[item.position] = item.slot;
+      missed_here += item.slot == kSlotMissing ? 1 : 0;
+    };
+    Probe(
+        index, rules, ids, TaskRange(ids.size, task, tasks), [](int32_t) {},
+        emit);
+    missed += missed_here;
+  });
+  return DistinctMissing(rules, ids, slots.As<int32_t>(), missed, missing);
 }
 
 bool FindMissingAndTouch(Parallel* parallel, const TableView& table,
                          const KeyRules& rules, const IdsView& ids,
                          uint32_t now, std::vector<Key>* missing,
-                         int64_t* resident) {
-  const Scratch slots(ids.size * int64_t{sizeof(int32_t)});
-  if (!slots.ok()) return false;
-  std::atomic<int64_t> touched{0};
-  // Several positions, on several threads, may have one slot: the thread that
-  // sees the old clock counts it.
-  const auto touch = [&](int32_t slot) {
-    uint32_t* const clock = &table.clock[slot];
-    if (__atomic_load_n(clock, __ATOMIC_RELAXED) == now) return;
-    if (__atomic_exchange_n(clock, now, __ATOMIC_RELAXED) != now) {
-      touched.fetch_add(1, std::memory_order_relaxed);
-    }
-  };
-  ProbeAll(parallel, table.index, rules, ids, slots.As<int32_t>(), touch);
-  *resident = touched;
-  return DistinctMissing(rules, ids, slots.As<int32_t>(), missing);
+                         TierBatch* batch) {
+  std::atomic<int64_t> resident{0};
+  std::atomic<int64_t> missed{0};
+  std::atomic<uint32_t> digest{0};
+  const int64_t tasks = NumTasks(*parallel, ids.size, kGrain);
+  parallel->Run(tasks, [&](int64_t task) {
+    const Range range = TaskRange(ids.size, task, tasks);
+    const int64_t first = range.begin * ids.words_per_id;
+    std::copy_n(ids.words + first, range.end * ids.words_per_id - first,
+                batch->words + first);
+    digest += ScanIds(ids, range);
+    int64_t missed_here = 0;
+    int64_t resident_here = 0;
+    const auto ahead = [&](int32_t slot) __attribute__((always_inline)) {
+      if (slot >= 0) PrefetchWrite(&table.clock[slot]);
+    };
+    const auto emit = [&](const ProbeItem& item) {
+      batch->slots[item.position] = item.slot;
+      missed_here += item.slot == kSlotMissing ? 1 : 0;
+      if (item.slot < 0) return;
+      // Several positions, on several threads, may have one slot: the thread
+      // that sees the old clock counts it.
+      uint32_t* const clock = &table.clock[item.slot];
+      if (__atomic_load_n(clock, __ATOMIC_RELAXED) == now) return;
+      const bool first_here =
+          __atomic_exchange_n(clock, now, __ATOMIC_RELAXED) != now;
+      resident_here += first_here ? 1 : 0;
+    };
+    Probe(table.index, rules, ids, range, ahead, emit);
+    resident += resident_here;
+    missed += missed_here;
+  });
+  batch->resident = resident;
+  batch->digest = digest;
+  return DistinctMissing(rules, ids, batch->slots, missed, missing);
+}
+
+void FindAdmitted(const IndexView& index, const KeyRules& rules,
+                  const IdsView& ids, int32_t* slots) {
+  IdCursor id(ids, 0);
+  for (int64_t i = 0; i < ids.size; ++i, id.Next()) {
+    if (slots[i] != kSlotMissing) continue;
+    const Key key = rules.MakeKey(id.id(), id.table());
+    slots[i] = FindSlot(index, key, HashKey(key));
+  }
 }
 
 std::vector<int32_t> ChooseVictims(const TableView& table, uint32_t now,

@@ -20,12 +20,24 @@ bool FindMissing(Parallel* parallel, const IndexView& index,
                  const KeyRules& rules, const IdsView& ids,
                  std::vector<Key>* missing);
 
-// The same, and sets the clock of the keys that are there to `now`. *resident
-// becomes the number of these, each counted once.
+// What a batch found in the device tier.
+struct TierBatch {
+  uint32_t* words;   // a copy of ids.words
+  int32_t* slots;    // [ids.size]
+  int64_t resident;  // keys that are there, each counted once
+  uint32_t digest;   // of the ids (ScanIds, cpu/checksum.h)
+};
+
+// The same as FindMissing, and sets the clock of the keys that are there to
+// `now`. Writes all that `batch` has, to memory that the caller gives.
 bool FindMissingAndTouch(Parallel* parallel, const TableView& table,
                          const KeyRules& rules, const IdsView& ids,
                          uint32_t now, std::vector<Key>* missing,
-                         int64_t* resident);
+                         TierBatch* batch);
+
+// Fills in the slots that were missing, of keys that have some by now.
+void FindAdmitted(const IndexView& index, const KeyRules& rules,
+                  const IdsView& ids, int32_t* slots);
 
 // Which slots may be evicted.
 enum class Victims {

@@ -31,7 +31,6 @@ struct RowPass {
   int64_t first_new_slot;  // of a table that is not cached
   float grad_scale;
   uint32_t step;
-  uint32_t clock;
   int64_t num_tasks;
   float* space;  // TaskSpace floats a task
 };
@@ -115,6 +114,9 @@ class RangeUpdate {
         continue;
       }
       PrefetchLines(pass_.table.Row(SlotOf(entry)), row_bytes);
+      if (pass_.table.cached()) {
+        PrefetchWrite(&pass_.table.residency[SlotOf(entry)]);
+      }
     }
   }
 
@@ -140,10 +142,11 @@ class RangeUpdate {
     } else {
       UpdateRow<Optimizer>(scalars_, dim_, gradient, row);
     }
-    pass_.table.clock[slot] = pass_.clock;
-    if (pass_.table.cached()) {
+    if (pass_.table.cached()) {  // whose clock `stage` has set
       pass_.table.residency[slot].state = kSlotDirty;
       inserted_ += is_new ? 1 : 0;
+    } else {
+      pass_.table.clock[slot] = pass_.step;
     }
   }
 
@@ -285,20 +288,18 @@ bool Update(Parallel* parallel, const TableView& table, const TableRules& rules,
       entries_space.As<SlotPosition>(),
       entries_space.As<SlotPosition>() + batch.size(), &count);
   const std::vector<GradientBatch>& gradients = batch.gradients();
-  const RowPass pass{
-      table,
-      rules,
-      batch,
-      {gradients.data(), static_cast<int64_t>(gradients.size()),
-       rules.embedding_dim, args.gradient_type},
-      entries,
-      count,
-      first_new_slot,
-      args.grad_scale,
-      *args.step,
-      table.cached() ? static_cast<uint32_t>(counters[kStaged]) : *args.step,
-      tasks,
-      task_space.As<float>()};
+  const RowPass pass{table,
+                     rules,
+                     batch,
+                     {gradients.data(), static_cast<int64_t>(gradients.size()),
+                      rules.embedding_dim, args.gradient_type},
+                     entries,
+                     count,
+                     first_new_slot,
+                     args.grad_scale,
+                     *args.step,
+                     tasks,
+                     task_space.As<float>()};
   RowCounts counts;
   DispatchUpdateRows(parallel, pass, args.learning_rate, &counts);
   counters[kNonFinite] += static_cast<uint64_t>(counts.non_finite.load());

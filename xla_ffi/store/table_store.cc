@@ -72,6 +72,17 @@ void TableStore::Advance(Operation operation, uint64_t digest, int64_t run) {
   history_.Advance(operation, digest, run);
 }
 
+std::shared_ptr<const StagedBatch> TableStore::staged() const {
+  const MutexLock lock(mutex_);
+  return staged_;
+}
+
+void TableStore::SetStaged(std::shared_ptr<const StagedBatch> batch) {
+  const MutexLock lock(mutex_);
+  // The one before goes when the lock is free again.
+  staged_.swap(batch);
+}
+
 Status TableStore::Replace(const std::string& folder) {
   const MutexLock operations(operations_);
   // What can't be written now never will be: nobody asks for it any more.

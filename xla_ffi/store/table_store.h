@@ -17,6 +17,8 @@
 
 namespace oneemb {
 
+class StagedBatch;  // tier/staged_batch.h
+
 // What happened between the device tier and its Store.
 struct TierFigures {
   std::atomic<int64_t> hits{0};         // distinct ids staged, in the tier
@@ -62,6 +64,12 @@ class TableStore {
   RowMover& mover() { return mover_; }
   // What the last look for victims found beyond what it was for (cpu/tier.h).
   std::vector<TierVictim>& victims() { return victims_; }
+  // How many slots the newest table has reserved.
+  int64_t& reserved() { return reserved_; }
+
+  // The batch that was staged last, or null. It does not change any more.
+  std::shared_ptr<const StagedBatch> staged() const;
+  void SetStaged(std::shared_ptr<const StagedBatch> batch);
 
   uint32_t generation() const;
   Standing Judge(TableStamp stamp, Operation operation, uint64_t digest,
@@ -97,11 +105,13 @@ class TableStore {
   std::shared_ptr<Store> store_;  // null when retired
   RowMover mover_;
   std::vector<TierVictim> victims_;
+  int64_t reserved_ = 0;
   mutable Mutex mutex_;
   History history_ ONEEMB_GUARDED_BY(mutex_);
   // No table so far is of this Store any more.
   bool ended_ ONEEMB_GUARDED_BY(mutex_) = false;
   Status error_ ONEEMB_GUARDED_BY(mutex_);
+  std::shared_ptr<const StagedBatch> staged_ ONEEMB_GUARDED_BY(mutex_);
 };
 
 // The Stores of this process by the names of their tables. Thread-safe.

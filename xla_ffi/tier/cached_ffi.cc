@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cpu/ffi_util.h"
+#include "cpu/memory.h"
 #include "cpu/update_ffi.h"
 #include "tier/cached_table.h"
 #include "tier/handlers.h"
@@ -253,6 +254,7 @@ ffi::Error FlushHandler(ffi::RunId run, ffi::RemainingArgs args,
   const CachedTable table = arguments.table();
   auto* const marks = static_cast<SlotResidency*>(residency->untyped_data());
   auto* const next = generation->typed_data<uint32_t>();
+  AdviseHugePages(marks, static_cast<int64_t>(residency->size_bytes()));
   std::memcpy(marks, table.view.residency, residency->size_bytes());
   *next = *table.generation;
   if (table.store == nullptr) return ffi::Error::Success();

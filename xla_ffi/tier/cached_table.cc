@@ -10,6 +10,7 @@
 #include "cpu/table_ops.h"
 #include "cpu/tier.h"
 #include "store/table_store.h"
+#include "tier/staged_batch.h"
 
 namespace oneemb {
 namespace {
@@ -27,13 +28,8 @@ KeySpan Span(const std::vector<Key>& keys) {
 }
 
 // Tells apart the batches that a table may be staged for.
-bool Digest(const IdsView& ids, uint64_t* digest) {
-  const Scratch zeros(ids.size * int64_t{sizeof(int32_t)});
-  if (!zeros.ok()) return false;
-  std::fill_n(zeros.As<int32_t>(), ids.size, 0);
-  const SlotScan scan = ScanSlots(ids, zeros.As<int32_t>(), {0, ids.size});
-  *digest = (static_cast<uint64_t>(ids.size) << 32) | scan.checksum;
-  return true;
+uint64_t Digest(const IdsView& ids, uint32_t checksum) {
+  return (static_cast<uint64_t>(ids.size) << 32) | checksum;
 }
 
 // Calls body(i) for every row, on several threads.
@@ -57,13 +53,34 @@ class Staging {
         recomputed_(standing == Standing::kRecomputed),
         now_(view_.counters[kStaged] + 1) {}
 
-  bool Run(const IdsView& ids) {
-    int64_t resident = 0;
+  // *checksum becomes that of the ids.
+  bool Run(const IdsView& ids, uint32_t* checksum) {
+    // The memory of the last one serves this one.
+    table_.store->SetStaged(nullptr);
+    const auto staged = std::make_shared<StagedBatch>(ids);
+    if (!staged->ok()) return false;
+    TierBatch batch{staged->words(), staged->slots(), 0, 0};
     if (!FindMissingAndTouch(parallel_, view_, table_.rules.keys, ids,
-                             static_cast<uint32_t>(now_), &missing_,
-                             &resident)) {
+                             static_cast<uint32_t>(now_), &missing_, &batch)) {
       return false;
     }
+    *checksum = batch.digest;
+    if (!missing_.empty() && !Bring()) return false;
+    if (!missing_.empty()) {
+      FindAdmitted(view_.index, table_.rules.keys, ids, batch.slots);
+    }
+    view_.counters[kStaged] = now_;
+    if (!recomputed_) Finish(batch.resident);
+    ++*table_.generation;
+    staged->Finish(*view_.layout_version, *table_.generation,
+                   !recomputed_ && table_.store->reserved() == 0);
+    table_.store->SetStaged(staged);
+    return true;
+  }
+
+ private:
+  // Gives the missing keys slots, with their rows.
+  bool Bring() {
     const int64_t count = static_cast<int64_t>(missing_.size());
     const Scratch rows(count * row_bytes_);
     const Scratch found(count);
@@ -71,15 +88,11 @@ class Staging {
     Fetch(rows.As<char>(), found.As<uint8_t>());
     MakeRoom();
     Admit(rows.As<char>(), found.As<uint8_t>());
-    view_.counters[kStaged] = now_;
-    if (!recomputed_) Finish(resident);
     return true;
   }
 
- private:
   // Reads the missing rows; the keys to admit are those that were not lost.
   void Fetch(char* rows, uint8_t* found) {
-    if (missing_.empty()) return;
     RowMover& mover = table_.store->mover();
     const Status status =
         recomputed_ ? mover.Peek(Span(missing_), rows, found, Access::kTrain)
@@ -147,12 +160,17 @@ class Staging {
   }
 
   void Admit(const char* rows, const uint8_t* found) {
-    for (const int32_t slot : victims_) EvictSlot(view_, slot);
+    for (const int32_t slot : victims_) {
+      reserved_ -= view_.IsReserved(slot) ? 1 : 0;
+      EvictSlot(view_, slot);
+    }
     const size_t count = std::min(admitted_.size(), slots_.size());
     for (size_t i = 0; i < count; ++i) {
       const auto from = static_cast<size_t>(admitted_[i]);
-      AdmitKey(view_, missing_[from], slots_[i],
-               found[from] == kRowFound ? kSlotClean : kSlotReserved,
+      const SlotState state =
+          found[from] == kRowFound ? kSlotClean : kSlotReserved;
+      reserved_ += state == kSlotReserved ? 1 : 0;
+      AdmitKey(view_, missing_[from], slots_[i], state,
                static_cast<uint32_t>(now_));
     }
     ForRows(parallel_, static_cast<int64_t>(count), [&](int64_t i) {
@@ -166,6 +184,7 @@ class Staging {
   void Finish(int64_t resident) const {
     table_.store->mover().EndStage(resident +
                                    static_cast<int64_t>(slots_.size()));
+    table_.store->reserved() += reserved_;
     TierFigures& figures = table_.store->figures();
     figures.hits += resident;
     figures.misses += static_cast<int64_t>(missing_.size());
@@ -186,6 +205,7 @@ class Staging {
   std::vector<int32_t> victims_;
   std::vector<int32_t> slots_;  // for admitted_, as far as there is room
   int64_t written_ = 0;
+  int64_t reserved_ = 0;  // slots reserved now that were not before
   TakeReport report_;
 };
 
@@ -205,10 +225,39 @@ bool MayChange(const CachedTable& table, Operation operation) {
   return false;
 }
 
+// Whether the batch may be staged. The Store's operations() is held.
+Standing JudgeStage(const CachedTable& table, const IdsView& ids) {
+  const auto judge = [&](uint64_t digest) {
+    return table.store->Judge(Stamp(table), Operation::kStage, digest,
+                              table.run);
+  };
+  // Of the newest table the ids do not matter, and they take time to read.
+  const Standing standing = judge(0);
+  if (standing == Standing::kCurrent) return standing;
+  return judge(Digest(ids, ScanIds(ids, {0, ids.size})));
+}
+
 bool MayRead(const CachedTable& table) {
   return table.store != nullptr &&
          table.store->MayRead(Stamp(table), table.run);
 }
+
+// Counts the rows that begin in slots that were reserved for them.
+class ReservedRows {
+ public:
+  explicit ReservedRows(const CachedTable& table)
+      : table_(table), before_(table.view.counters[kInserts]) {}
+  ~ReservedRows() {
+    table_.store->reserved() -=
+        static_cast<int64_t>(table_.view.counters[kInserts] - before_);
+  }
+  ReservedRows(const ReservedRows&) = delete;
+  ReservedRows& operator=(const ReservedRows&) = delete;
+
+ private:
+  const CachedTable& table_;
+  const uint64_t before_;
+};
 
 void WriteStagedRows(const CachedTable& table, const IdsView& ids,
                      const uint32_t* rows) {
@@ -270,24 +319,21 @@ std::shared_ptr<TableStore> StoreOf(const std::string& name) {
 }
 
 bool Stage(Parallel* parallel, const CachedTable& table, const IdsView& ids) {
-  uint64_t digest = 0;
-  if (!Digest(ids, &digest)) return false;
   if (table.store == nullptr) {
     ++table.view.counters[kStale];
     return true;
   }
   const MutexLock lock(table.store->operations());
-  const Standing standing =
-      table.store->Judge(Stamp(table), Operation::kStage, digest, table.run);
+  const Standing standing = JudgeStage(table, ids);
   if (standing == Standing::kStale) {
     ++table.view.counters[kStale];
     return true;
   }
   Staging staging(parallel, table, standing);
-  if (!staging.Run(ids)) return false;
-  ++*table.generation;
+  uint32_t checksum = 0;
+  if (!staging.Run(ids, &checksum)) return false;
   if (standing == Standing::kCurrent) {
-    table.store->Advance(Operation::kStage, digest, table.run);
+    table.store->Advance(Operation::kStage, Digest(ids, checksum), table.run);
   }
   return true;
 }
@@ -323,6 +369,7 @@ bool UpdateCached(Parallel* parallel, const CachedTable& table,
   const MutexLock lock(table.store->operations());
   if (!MayChange(table, Operation::kUpdate)) return true;
   const uint32_t before = *table.generation;
+  const ReservedRows reserved(table);
   if (!Update(parallel, table.view, table.rules, args)) return false;
   if (*table.generation != before) {
     table.store->Advance(Operation::kUpdate, 0, table.run);
@@ -338,11 +385,19 @@ bool LookupCached(Parallel* parallel, const CachedTable& table,
   if (stale) view.index = {&empty, 1};  // there is nothing in it
   int64_t unstaged = 0;
   out.unstaged = &unstaged;
-  if (!Lookup(parallel, view, table.rules, ids, out)) return false;
+  const std::shared_ptr<const StagedBatch> staged =
+      stale ? nullptr : table.store->staged();
+  view.none_reserved =
+      staged != nullptr && staged->NoneReserved(*table.generation);
+  if (!Lookup(parallel, view, table.rules, ids, out,
+              staged == nullptr ? nullptr : &staged->known())) {
+    return false;
+  }
   // A step of before the last load_snapshot may still run: the table that came
   // of it is not told of that.
-  if (table.store == nullptr || table.store->nonce() != table.nonce)
+  if (table.store == nullptr || table.store->nonce() != table.nonce) {
     return true;
+  }
   TierFigures& figures = table.store->figures();
   figures.stale += stale ? 1 : 0;
   figures.unstaged += stale ? 0 : unstaged;
@@ -387,6 +442,7 @@ bool WriteCachedRows(Parallel* parallel, const CachedTable& table,
   if (*table.generation == before) return true;  // stale, and counted
   const MutexLock lock(table.store->operations());
   if (!MayChange(table, Operation::kWrite)) return true;
+  const ReservedRows reserved(table);
   WriteStagedRows(table, ids, rows);
   ++*table.generation;
   table.store->Advance(Operation::kWrite, 0, table.run);

@@ -1,0 +1,59 @@
+// Slots that one search found, for another one of the same ids.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "core/ids.h"
+#include "core/table_view.h"
+#include "cpu/parallel.h"
+#include "cpu/probe.h"
+
+namespace oneemb {
+
+// They are right for every table of this layout version, by which `update`
+// trusts the slots of a lookup too.
+struct KnownSlots {
+  IdsView ids;
+  const int32_t* slots;  // [ids.size]
+  uint64_t layout_version;
+};
+
+// Whether `known` may have the slots of these ids, but for the ids themselves.
+inline bool MayKnow(const KnownSlots& known, const TableView& table,
+                    const IdsView& ids) {
+  const IdsView& seen = known.ids;
+  const int64_t tables =
+      ids.batch_size == 0 ? 0 : ids.size / ids.batch_size * ids.table_period;
+  return known.layout_version == *table.layout_version &&
+         seen.words_per_id == ids.words_per_id && seen.size == ids.size &&
+         seen.batch_size == ids.batch_size &&
+         seen.table_period == ids.table_period &&
+         std::memcmp(seen.table_ids, ids.table_ids,
+                     static_cast<size_t>(tables) * sizeof(int32_t)) == 0;
+}
+
+// Whether it has those of ids[range], when it may.
+inline bool Knows(const KnownSlots& known, const IdsView& ids, Range range) {
+  const int64_t begin = range.begin * ids.words_per_id;
+  const int64_t words = range.end * ids.words_per_id - begin;
+  return std::memcmp(known.ids.words + begin, ids.words + begin,
+                     static_cast<size_t>(words) * sizeof(uint32_t)) == 0;
+}
+
+// What Probe (cpu/probe.h) does, without a search.
+template <class Ahead, class Emit>
+void Follow(const KnownSlots& known, Range range, const Ahead& ahead,
+            const Emit& emit) {
+  constexpr int64_t kDistance = 32;
+  IdCursor id(known.ids, range.begin);
+  for (int64_t i = range.begin - kDistance; i < range.end; ++i) {
+    const int64_t next = i + kDistance;
+    if (next < range.end) ahead(known.slots[next]);
+    if (i < range.begin) continue;
+    emit(ProbeItem{i, id.id(), nullptr, id.table(), known.slots[i], 0});
+    id.Next();
+  }
+}
+
+}  // namespace oneemb
