@@ -34,9 +34,9 @@ from oneemb_jax.host import write_raw_rows
 
 FEATURES = 32
 #: Times of a step in device memory, as others published them: dynamicemb and FBGEMM
-#: in NVIDIA/recsys-examples 26.04, corelib/dynamicemb/benchmark/benchmark_results.json
-#: (H100, Adam, 128 floats, 1,048,570 ids of a power law of 1.05); HierarchicalKV in its
-#: README (A100 PCIe, a find of 1,048,576 keys, 64 floats).
+#: in corelib/dynamicemb/benchmark/benchmark_results.json of NVIDIA/recsys-examples
+#: 43465aea (H100, Adam, 128 floats, 1,048,570 ids of a power law of 1.05);
+#: HierarchicalKV in its README (A100 PCIe, finds of 1,048,576 keys, 64 floats).
 PUBLISHED = {
     "dynamicemb, cache of the rows that are touched": 12.28 / 2.185,
     "dynamicemb, cache of 80 % of them": 24.33 / 2.185,
