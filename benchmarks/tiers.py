@@ -6,7 +6,9 @@
 Zipf ids, and a cache of a tenth of the rows. For each store with and without
 prefetch: the step's time, what the cache had, and the time that the disk alone
 would take for the rows that it lacked, by fio's rates in the same folder, where fio
-is installed.
+is installed. Below them, for scale, what others published of theirs (docs/tiers.md).
+`tier_hits.py` measures a cache that lacks nothing, `larger_than_memory.py` a table
+that memory cannot hold.
 """
 
 import argparse
@@ -31,6 +33,19 @@ from oneemb_jax.cache import budget_for
 from oneemb_jax.host import write_raw_rows
 
 FEATURES = 32
+#: Times of a step in device memory, as others published them: dynamicemb and FBGEMM
+#: in corelib/dynamicemb/benchmark/benchmark_results.json of NVIDIA/recsys-examples
+#: 43465aea (H100, Adam, 128 floats, 1,048,570 ids of a power law of 1.05);
+#: HierarchicalKV in its README (A100 PCIe, finds of 1,048,576 keys, 64 floats).
+PUBLISHED = {
+    "dynamicemb, cache of the rows that are touched": 12.28 / 2.185,
+    "dynamicemb, cache of 80 % of them": 24.33 / 2.185,
+    "dynamicemb, 10 % of the rows in device memory": 33.31 / 2.185,
+    "FBGEMM TBE, cache of the rows that are touched": 14.37 / 1.352,
+    "FBGEMM TBE, cache of 80 % of them": 15.00 / 1.352,
+    "FBGEMM TBE, 10 % of the rows in device memory": 24.07 / 1.352,
+    "HierarchicalKV, half of the rows in device memory": 1.982 / 0.124,
+}
 #: Bytes of the store for each row besides the row (docs/formats/segment.md).
 ROW_HEADER = 24
 
@@ -216,6 +231,8 @@ def main() -> None:
     options = parser().parse_args()
     machine.keep_freed_memory()
     answer = run(options)
+    for name, times in PUBLISHED.items():
+        print(f"published: {name}: {times:.1f} times device memory")
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(answer, indent=2) + "\n")
     print(f"numbers: {options.json}")

@@ -1,12 +1,22 @@
-"""Memory of a long run: it stays where it is."""
+"""Memory of a long run: it stays where it is, and the budgets are what it takes."""
 
+import functools
+import os
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 import oneemb_jax as oe
 import tiers_training
 from oneemb_jax.cache import close_cached
+
+MIB = 2**20
+#: Of the run whose memory is compared with its budgets: 10,000 take minutes.
+STEPS = int(os.environ.get("ONEEMB_MEMORY_STEPS", "400"))
+CACHE_MB, HOST_CACHE_MB = 64, 64
+ROWS, BATCH, DIM = 800_000, 2048, 64
 
 
 def resident_bytes():
@@ -32,3 +42,48 @@ def test_ten_thousand_steps_leave_no_memory_behind(tmp_path, kind, growth):
     close_cached("killed")
     # A leak of the rows of a batch would be 2,000 bytes a step.
     assert (sizes[-1] - sizes[1]) / 8000 < growth + 300
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def step(table, ids, later):
+    table = oe.prefetch(oe.stage(table, ids), later)
+    acts, ctx = oe.lookup(table, ids)
+    return oe.update(table, ctx, acts)
+
+
+def train(table, steps, seed):
+    """The table, and the most memory that it took in each tenth of the steps."""
+    random = np.random.default_rng(seed)
+    later = oe.pack_ids(random.integers(0, ROWS, BATCH))
+    peaks = []
+    for tenth in np.array_split(np.arange(steps), 10):
+        peak = 0
+        for t in tenth:
+            ids, later = later, oe.pack_ids(random.integers(0, ROWS, BATCH))
+            table = step(table, ids, later)
+            if t % 5 == 0:
+                oe.check(table)
+                peak = max(peak, resident_bytes())
+        peaks.append(peak)
+    return table, peaks
+
+
+@pytest.mark.slow
+def test_memory_is_what_the_budgets_say(tmp_path):
+    options = oe.make_cached_ssd_store_options(
+        CACHE_MB, tmp_path, host_cache_budget_mb=HOST_CACHE_MB
+    )
+    with oe.MultiTableEmbedding(
+        "budgets", DIM, "float32", "int64", store_options=options, optimizer=oe.sgd(0.1)
+    ) as emb:
+        table = emb.init()
+        assert 0.95 <= oe.stats(table)["bytes"] / (CACHE_MB * MIB) <= 1.001
+        for first in range(0, ROWS, BATCH):
+            ids = oe.pack_ids(np.arange(first, first + BATCH))
+            table = step(table, ids, ids)
+        table, _ = train(table, max(200, STEPS // 10), seed=1)
+        table, peaks = train(table, STEPS, seed=2)
+        assert oe.stats(table)["victims"] > 100 * STEPS
+    # A quarter of a batch's rows, left behind in each step, would be over it.
+    growth = max(peaks[5:]) - max(peaks[:5])
+    assert growth <= 0.05 * (CACHE_MB + HOST_CACHE_MB) * MIB, peaks
