@@ -72,6 +72,7 @@ torture: $(stamps)/test  ## Try to break the store, for an hour and more
 	ONEEMB_FLIP_STEP=1 $(build) --long $(asan) --tests flip_test
 	ONEEMB_CONCURRENCY_TIMES=20 $(build) --long --sanitize thread \
 	  --tests concurrency_test
+	$(build) --fuzz 200000
 
 .PHONY: dev
 dev:  ## Build the module into oneemb_jax/, with PYTHON or $(VENV)
