@@ -66,6 +66,7 @@ asan := --sanitize "address;undefined"
 torture: $(stamps)/test  ## Try to break the store, for an hour and more
 	ONEEMB_KILLS=2000 $(build) --long --tests kill_test
 	ONEEMB_TRAINING_KILLS=200 $(VENV)/bin/pytest tests/test_tiers_kill.py
+	ONEEMB_DAMAGE_RUNS=100000 $(VENV)/bin/pytest tests/test_oneflow_damage.py
 	ONEEMB_MODEL_RUNS=3000 $(build) --long --tests store_test
 	ONEEMB_MEMORY_STEP=1 $(build) --long --tests memory_test
 	ONEEMB_FUZZ_RUNS=1000000 $(build) --long $(asan) --tests fuzz_test
