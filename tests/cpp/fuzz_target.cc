@@ -76,7 +76,7 @@ void ChangeOnce(Input* input, Bytes* file) {
 }  // namespace oneemb::fuzz
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  using namespace oneemb::fuzz;  // NOLINT(google-build-using-namespace)
+  using namespace oneemb::fuzz;
   static SnapshotFuzzer fuzzer;
   constexpr Repair kRepairs[] = {Repair::kAll, Repair::kAllButLive,
                                  Repair::kNone};
