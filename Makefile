@@ -66,12 +66,14 @@ asan := --sanitize "address;undefined"
 torture: $(stamps)/test  ## Try to break the store, for an hour and more
 	ONEEMB_KILLS=2000 $(build) --long --tests kill_test
 	ONEEMB_TRAINING_KILLS=200 $(VENV)/bin/pytest tests/test_tiers_kill.py
+	ONEEMB_DAMAGE_RUNS=100000 $(VENV)/bin/pytest tests/test_oneflow_damage.py
 	ONEEMB_MODEL_RUNS=3000 $(build) --long --tests store_test
 	ONEEMB_MEMORY_STEP=1 $(build) --long --tests memory_test
 	ONEEMB_FUZZ_RUNS=1000000 $(build) --long $(asan) --tests fuzz_test
 	ONEEMB_FLIP_STEP=1 $(build) --long $(asan) --tests flip_test
 	ONEEMB_CONCURRENCY_TIMES=20 $(build) --long --sanitize thread \
 	  --tests concurrency_test
+	$(build) --fuzz 200000
 
 .PHONY: dev
 dev:  ## Build the module into oneemb_jax/, with PYTHON or $(VENV)

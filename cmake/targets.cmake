@@ -16,6 +16,8 @@ target_link_libraries(oneemb_flags INTERFACE Threads::Threads)
 add_library(oneemb_warnings INTERFACE)
 target_compile_options(oneemb_warnings INTERFACE
   -Wall -Wextra -Wconversion -Wshadow -Wnon-virtual-dtor -Wundef
+  # g++ has it apart from -Wconversion.
+  $<$<CXX_COMPILER_ID:Clang>:-Wno-sign-conversion>
   $<$<BOOL:${ONEEMB_WERROR}>:-Werror>)
 
 if(ONEEMB_SANITIZE)
@@ -26,6 +28,14 @@ if(ONEEMB_SANITIZE)
   target_compile_definitions(oneemb_flags INTERFACE _GLIBCXX_ASSERTIONS)
   target_link_options(oneemb_flags INTERFACE
     "-fsanitize=${oneemb_sanitizers}")
+endif()
+
+if(ONEEMB_FUZZ)
+  if(NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+    message(FATAL_ERROR "ONEEMB_FUZZ=ON, but ${CMAKE_CXX_COMPILER} is not "
+      "clang, which alone has libFuzzer. Set CMAKE_CXX_COMPILER=clang++.")
+  endif()
+  target_compile_options(oneemb_flags INTERFACE -fsanitize=fuzzer-no-link)
 endif()
 
 # Fails when a source of `folder` is in none of the lists: a forgotten file

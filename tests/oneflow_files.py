@@ -156,6 +156,22 @@ def write_table(
         rank.write(root / f"{i:0{len(str(num_ranks))}d}-{num_ranks}")
 
 
+def draw_puts(
+    key_type: str, dim: int, sizes: list[int], seed: int = 0, key_range: int = 40
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Puts of random keys, many of them rewritten later; extreme keys included."""
+    rng = np.random.default_rng(seed)
+    limits = np.iinfo(key_type)
+    pool = rng.integers(limits.min, limits.max, key_range, key_type, endpoint=True)
+    pool = np.unique(np.append(pool, np.array([0, limits.min, limits.max], key_type)))
+    puts = []
+    for size in sizes:
+        keys = rng.permutation(pool)[:size]
+        rows = rng.standard_normal((len(keys), dim)).astype(np.float32)
+        puts.append((keys, rows))
+    return puts
+
+
 def live_rows(puts: list[tuple[np.ndarray, np.ndarray]]) -> dict[int, bytes]:
     """What a table holds after some puts: key to bytes of the row."""
     found = {}
@@ -166,13 +182,17 @@ def live_rows(puts: list[tuple[np.ndarray, np.ndarray]]) -> dict[int, bytes]:
 
 
 def read_slowly(root: Path, name: str = "final") -> list[tuple[int, bytes]]:
-    """Unsigned keys and rows of a snapshot below a root, one at a time."""
+    """Unsigned keys and rows of a snapshot below a root, one at a time.
+
+    An error of any kind if that is no snapshot.
+    """
     found = []
     for rank in sorted(root.iterdir(), key=lambda path: int(path.name.split("-")[0])):
         numbers = {p: int((rank / p).read_text()) for p in ("KEY_SIZE", "VALUE_SIZE")}
         key_size, size = numbers["KEY_SIZE"], numbers["VALUE_SIZE"]
         physical = int((rank / "PHYSICAL_BLOCK_SIZE").read_text())
         blocks = int((rank / "NUM_LOGICAL_BLOCKS_PER_CHUNK").read_text())
+        number, num_ranks = map(int, rank.name.split("-"))
         block = (size + physical - 1) // physical * physical
         per_block = block // size
         for line in (rank / "snapshots" / name / "LIST").read_text().splitlines():
@@ -180,12 +200,15 @@ def read_slowly(root: Path, name: str = "final") -> list[tuple[int, bytes]]:
             index = (rank / "snapshots" / name / line).read_bytes()
             keys = (rank / "keys" / f"key-{chunk:012d}").read_bytes()
             values = (rank / "values" / f"value-{chunk:012d}").read_bytes()
-            for (row,) in struct.iter_unpack("<Q", index):
+            ids = [row for (row,) in struct.iter_unpack("<Q", index)]
+            assert len(set(ids)) == len(ids)
+            for row in ids:
                 at = row - chunk * blocks * per_block
                 key = keys[at * key_size : (at + 1) * key_size]
                 start = at // per_block * block + at % per_block * size
                 value = values[start : start + size]
-                assert at >= 0
+                assert 0 <= at < blocks * per_block
+                assert owner(int.from_bytes(key, "little"), num_ranks) == number
                 assert (len(key), len(value)) == (key_size, size)
                 found.append((int.from_bytes(key, "little"), value))
     return found

@@ -6,28 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import oneemb_jax.oneflow as oneflow
 from oneemb_jax import oneflow_format, oneflow_reader
-from oneflow_files import RankFiles, live_rows, read_slowly, write_table
+from oneflow_files import RankFiles, draw_puts, live_rows, write_table
 
 KEY_TYPES = ("int32", "uint32", "int64", "uint64")
-
-
-def draw_puts(key_type, dim, sizes, seed=0, key_range=40):
-    """Puts of random keys, many of them rewritten later; extreme keys included."""
-    rng = np.random.default_rng(seed)
-    limits = np.iinfo(key_type)
-    pool = rng.integers(limits.min, limits.max, key_range, key_type, endpoint=True)
-    pool = np.unique(np.append(pool, np.array([0, limits.min, limits.max], key_type)))
-    puts = []
-    for size in sizes:
-        keys = rng.permutation(pool)[:size]
-        rows = rng.standard_normal((len(keys), dim)).astype(np.float32)
-        puts.append((keys, rows))
-    return puts
 
 
 def read_all(root, name="final", key_type=None, storage_dim=None):
@@ -384,52 +370,3 @@ def test_what_verify_finds_in_rows(table):
         "value-000000000000: OneFlow was stopped while it wrote rows.",
         "1 rows hold NaN or infinity.",
     ]
-
-
-MUTATIONS = st.lists(
-    st.tuples(
-        st.integers(0, 2**16),  # which file
-        st.sampled_from(["flip", "cut", "add", "zero", "remove", "swap"]),
-        st.integers(0, 2**16),  # where
-        st.binary(min_size=1, max_size=9),
-    ),
-    min_size=1,
-    max_size=3,
-)
-
-
-def mutate(files: list[Path], which: int, kind: str, where: int, data: bytes) -> None:
-    path = files[which % len(files)]
-    old = path.read_bytes() if path.exists() else b""
-    at = where % (len(old) + 1)
-    if kind == "remove":
-        path.unlink(missing_ok=True)
-        return
-    new = {
-        "flip": old[:at] + data + old[at + len(data) :],
-        "cut": old[:at],
-        "add": old + data,
-        "zero": old[:at] + bytes(len(old) - at),
-        "swap": old[at:] + old[:at],
-    }[kind]
-    path.write_bytes(new)
-
-
-@settings(max_examples=300)
-@given(mutations=MUTATIONS, seed=st.integers(0, 3))
-def test_damage_reads_exactly_or_raises(tmp_path_factory, mutations, seed):
-    """Whatever bytes there are: the rows that they mean, or an error of ours."""
-    root = tmp_path_factory.mktemp("table")
-    write_table(root, draw_puts("int64", 48, [20, 9], seed, 16), seed % 2 + 1)
-    for mutation in mutations:
-        # Small files are as likely as large ones.
-        mutate(sorted(p for p in root.rglob("*") if p.is_file()), *mutation)
-    try:
-        with oneflow.open_snapshot(root, "final", "uint64", 48) as snapshot:
-            batches = list(snapshot)
-    except (ValueError, OSError):
-        return
-    found = []
-    for keys, rows in batches:
-        found += zip(keys.tolist(), map(bytes, rows.view(np.uint8)), strict=True)
-    assert sorted(found) == sorted(read_slowly(root))

@@ -6,6 +6,7 @@ python tools/build.py --prefix DIR          the module and the package, into DIR
 python tools/build.py --tests [NAME]        the C++ tests (or one), built and run
 python tools/build.py --compile-commands    nothing; build/lint for clang-tidy
 python tools/build.py --tests NAME --long    a test without a limit of time, that tells
+python tools/build.py --fuzz RUNS           libFuzzer with sanitizers, where clang++ is
 All but --install take --ffi-include DIR, for a machine without network, and
 --sanitize address, undefined, "address;undefined" or thread.
 
@@ -77,6 +78,7 @@ def configure(folder: Path, options: argparse.Namespace) -> None:
         "ONEEMB_BUILD_MODULE": "ON" if module else "OFF",
         "ONEEMB_BUILD_TESTS": "ON" if lint or not module else "OFF",
         "ONEEMB_INPLACE": "OFF" if lint or options.prefix else "ON",
+        "ONEEMB_FUZZ": "ON" if options.fuzz else "OFF",
         "ONEEMB_SANITIZE": options.sanitize,
         "ONEEMB_TEST_SECONDS": "86400" if options.long else "600",
         "ONEEMB_WERROR": "ON",
@@ -86,6 +88,8 @@ def configure(folder: Path, options: argparse.Namespace) -> None:
     if module:
         settings["Python_EXECUTABLE"] = sys.executable
         settings["ONEEMB_FFI_INCLUDE_DIR"] = options.ffi_include or str(ffi_include())
+    if options.fuzz:
+        settings["CMAKE_CXX_COMPILER"] = tool("clang++")
     defines = [f"-D{name}={value}" for name, value in settings.items()]
     run(tool("cmake"), "-S", ".", "-B", folder, "-G", "Ninja", *defines)
 
@@ -120,19 +124,40 @@ def build_folder(options: argparse.Namespace) -> Path:
     """Folder that one set of options has to itself, so builds stay incremental."""
     if options.compile_commands:
         return ROOT / "build" / "lint"
+    if options.fuzz:
+        return ROOT / "build" / "fuzz"
     python = sysconfig.get_config_var("SOABI")
     kind = "cpp" if options.tests else f"dev-{python}"
     suffix = "-" + options.sanitize.replace(";", "-") if options.sanitize else ""
     return ROOT / "build" / f"{kind}{suffix}"
 
 
-def main() -> None:
-    """Parses the command line and builds."""
+def run_tests(folder: Path, options: argparse.Namespace) -> None:
+    """Runs the C++ tests that were asked for."""
+    pattern = ".*" if options.tests == "all" else rf"^{options.tests}(\.[0-9]+)?$"
+    ctest = [tool("ctest"), "--test-dir", folder, "--parallel", options.jobs]
+    output = "--verbose" if options.long else "--output-on-failure"
+    run(*ctest, output, "--no-tests=error", "-R", pattern)
+
+
+def run_fuzzer(folder: Path, runs: int) -> None:
+    """Runs libFuzzer on what it found before, and beyond."""
+    corpus = folder / "corpus"
+    corpus.mkdir(exist_ok=True)
+    # Up to some ten changes at once. What breaks something is kept in `folder`.
+    words = ["-max_len=400", "-len_control=0", f"-artifact_prefix={folder}/"]
+    words += [f"-runs={runs}", "-print_final_stats=1"]
+    run(folder / "tests" / "cpp" / "libfuzzer", *words, corpus)
+
+
+def parse() -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tests", nargs="?", const="all")
     parser.add_argument("--long", action="store_true")
+    parser.add_argument("--fuzz", type=int, metavar="RUNS")
     parser.add_argument("--compile-commands", action="store_true")
     parser.add_argument("--install", action="store_true")
     parser.add_argument("--prefix", type=Path)
@@ -140,23 +165,31 @@ def main() -> None:
     parser.add_argument("--ffi-include", help="folder that holds xla/ffi/api")
     parser.add_argument("--jobs", default=str(os.cpu_count()))
     options = parser.parse_args()
+    if options.fuzz:
+        options.tests, options.sanitize = "libfuzzer", "address;undefined"
+    return options
+
+
+def main() -> None:
+    """Builds, and runs what was built if it is a test."""
+    options = parse()
     if options.install:
         install_with_pip()
+        return
+    if options.fuzz and shutil.which("clang++") is None:
+        print("build.py: libFuzzer was LEFT OUT: there is no clang++ on PATH.")
         return
     folder = build_folder(options)
     configure(folder, options)
     if options.compile_commands:
         return
     build = [tool("cmake"), "--build", folder, "--parallel", options.jobs]
-    if options.tests:
-        pattern = ".*" if options.tests == "all" else rf"^{options.tests}(\.[0-9]+)?$"
-        run(*build, "--target", options.tests)
-        ctest = [tool("ctest"), "--test-dir", folder, "--parallel", options.jobs]
-        output = "--verbose" if options.long else "--output-on-failure"
-        run(*ctest, output, "--no-tests=error", "-R", pattern)
-        return
-    run(*build)
-    if options.prefix is not None:
+    run(*build, *(["--target", options.tests] if options.tests else []))
+    if options.fuzz:
+        run_fuzzer(folder, options.fuzz)
+    elif options.tests:
+        run_tests(folder, options)
+    elif options.prefix is not None:
         install = [tool("cmake"), "--install", folder, "--prefix", options.prefix]
         run(*install, "--component", "python")
         install_package(options.prefix)
