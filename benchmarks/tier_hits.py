@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import itertools
 import json
 import pathlib
 import statistics
@@ -164,10 +163,12 @@ def measure(
 
 def cases(options: argparse.Namespace) -> list[Case]:
     """What is measured."""
-    bare = itertools.product(options.ids, options.dists, [0])
-    dense = itertools.product(options.dense_ids, options.dists, [options.hidden])
+    sizes = [(ids, 0) for ids in options.ids]
+    sizes += [(ids, options.hidden) for ids in options.dense_ids]
     return [
-        Case(ids, options.dim, *rest) for ids, *rest in itertools.chain(bare, dense)
+        Case(ids, options.dim, dist, hidden)
+        for ids, hidden in sizes
+        for dist in options.dists
     ]
 
 
