@@ -18,7 +18,7 @@ ffi::Error CreateHandler(ffi::ThreadPool pool,
   ONEEMB_RETURN_IF_ERROR(DecodeRules(attributes, &call));
   ONEEMB_RETURN_IF_ERROR(
       DecodeNewTable(call.rules, *index, *rows, *clock, 0, &call.table));
-  if (residency.size() > 0) {
+  if (!residency.empty()) {
     ffi::ErrorOr<ffi::Result<ffi::AnyBuffer>> slots =
         residency.get<ffi::AnyBuffer>(0);
     if (slots.has_error()) return slots.error();
