@@ -227,10 +227,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         with pytest.raises(ValueError, match="thesis"):
             emb.save_snapshot(emb.init(), "one")
         assert emb.list_snapshots() == []
-    assert [path.name for path in (tmp_path / "0-1").iterdir()] == [
-        "LOCK",
-        "thesis.tex",
-    ]
+    assert [path.name for path in (tmp_path / "0-1").iterdir()] == ["thesis.tex"]
 
 
 FULL = """
