@@ -72,7 +72,7 @@ def train(table, steps, seed):
 
 
 def run_within_budgets(folder):
-    """Prints the most memory that a long run took in each tenth of its steps."""
+    """The most memory that a long run took in each tenth of its steps."""
     options = oe.make_cached_ssd_store_options(
         CACHE_MB, folder, host_cache_budget_mb=HOST_CACHE_MB
     )
@@ -87,15 +87,21 @@ def run_within_budgets(folder):
         table, _ = train(table, max(200, STEPS // 10), seed=1)
         table, peaks = train(table, STEPS, seed=2)
         assert oe.stats(table)["victims"] > 100 * STEPS
-    print(json.dumps(peaks))
+    return peaks
+
+
+PROGRAM = """
+import json, sys
+from test_tiers_memory import run_within_budgets
+print(json.dumps(run_within_budgets(sys.argv[1])))
+"""
 
 
 @pytest.mark.slow
 def test_memory_is_what_the_budgets_say(tmp_path):
     # A process of its own: what other tests leave to the allocator is no matter.
-    program = "import sys, test_tiers_memory as t; t.run_within_budgets(sys.argv[1])"
     run = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)],
+        [sys.executable, "-c", PROGRAM, str(tmp_path)],
         check=True,
         stdout=subprocess.PIPE,
         cwd=Path(__file__).parent,
