@@ -108,17 +108,22 @@ def closed():
 STORES = [("host_mem", 0), ("ssd", 0), ("ssd", 0.1)]
 
 
+def same_bits(folder, kind, host_cache, factor, **options):
+    """Runs on this store and budget as in device memory; the table's figures."""
+    slots = int(WORST * factor)
+    table = cached(folder, slots, kind=kind, host_cache_mb=host_cache)
+    *found, table = run(table, **options)
+    assert tuple(found) == expected("adagrad")
+    return oe.stats(table)
+
+
 @pytest.mark.parametrize("factor", [1, 1.1, 2, 10])
 @pytest.mark.parametrize(("kind", "host_cache"), STORES)
 def test_same_bits_whatever_the_store_and_the_budget(
     tmp_path, kind, host_cache, factor
 ):
-    slots = int(WORST * factor)
-    table = cached(tmp_path, slots, kind=kind, host_cache_mb=host_cache)
-    *found, table = run(table)
-    assert tuple(found) == expected("adagrad")
-    stats = oe.stats(table)
-    assert stats["cached_rows"] == slots
+    stats = same_bits(tmp_path, kind, host_cache, factor)
+    assert stats["cached_rows"] == int(WORST * factor)
     assert stats["victims"] > 0
     assert stats["write_backs"] > 0
 
@@ -127,11 +132,7 @@ def test_same_bits_whatever_the_store_and_the_budget(
 @pytest.mark.parametrize("factor", [1, 1.1, 2, 10])
 @pytest.mark.parametrize(("kind", "host_cache"), STORES)
 def test_same_bits_with_prefetch(tmp_path, kind, host_cache, factor, depth):
-    slots = int(WORST * factor)
-    table = cached(tmp_path, slots, kind=kind, host_cache_mb=host_cache)
-    *found, table = run(table, depth)
-    assert tuple(found) == expected("adagrad")
-    stats = oe.stats(table)
+    stats = same_bits(tmp_path, kind, host_cache, factor, depth=depth)
     assert stats["prefetched"] > 0
     assert stats["prefetched"] <= stats["cache_misses"]
     assert stats["stalls"] <= STEPS
@@ -143,11 +144,8 @@ def test_same_bits_with_prefetch(tmp_path, kind, host_cache, factor, depth):
 @pytest.mark.parametrize("factor", [1, 1.1, 2, 10])
 @pytest.mark.parametrize(("kind", "host_cache"), STORES)
 def test_same_bits_after_a_snapshot(tmp_path, kind, host_cache, factor, depth):
-    slots = int(WORST * factor)
-    table = cached(tmp_path, slots, kind=kind, host_cache_mb=host_cache)
-    *found, table = run(table, depth, resume=True)
-    assert tuple(found) == expected("adagrad")
-    assert oe.stats(table)["staged"] == STEPS - STEPS // 2
+    stats = same_bits(tmp_path, kind, host_cache, factor, depth=depth, resume=True)
+    assert stats["staged"] == STEPS - STEPS // 2
 
 
 @pytest.mark.parametrize("optimizer", [o for o in OPTIMIZERS if o != "adagrad"])
