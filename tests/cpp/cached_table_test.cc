@@ -1,6 +1,6 @@
 // Kernels and Store together, without Python: a cached table gives the bits of
 // one that has all rows in device memory, and a stale one is left alone.
-#include "tier/cached_table.h"
+#include "tier/cached_ops.h"
 
 #include <algorithm>
 #include <atomic>
@@ -9,7 +9,7 @@
 #include <random>
 #include <set>
 #include <thread>
-#include <tuple>
+#include <utility>
 
 #include "check.h"
 #include "cpu/tier.h"
@@ -85,17 +85,16 @@ class RandomTier {
 
   // All slots that may be evicted, in the order in which they should be.
   std::vector<int32_t> InOrder(uint32_t now, Victims which) const {
-    std::vector<std::tuple<uint32_t, uint16_t, uint64_t, int32_t>> slots;
+    std::vector<std::pair<uint32_t, int32_t>> slots;
     for (int32_t slot = 0; slot < view_.capacity; ++slot) {
       const uint32_t age = now - view_.clock[slot];
       const bool dirty = view_.residency[slot].state == kSlotDirty;
       if (age == 0 || (which == Victims::kClean && dirty)) continue;
-      const Key key = SlotKey(view_, slot);
-      slots.emplace_back(~age, key.table, key.id, slot);
+      slots.emplace_back(~age, slot);
     }
     std::sort(slots.begin(), slots.end());
     std::vector<int32_t> order;
-    for (const auto& entry : slots) order.push_back(std::get<3>(entry));
+    for (const auto& [age, slot] : slots) order.push_back(slot);
     return order;
   }
 
@@ -237,7 +236,7 @@ int64_t TrainBoth(Parallel* parallel, TestTable* plain, TestCached* cached,
       CHECK(SameBits(wanted.activations, seen.activations));
       plain->Train(parallel, {&batch}, {&wanted});
     }
-    if (t % 40 == 39) cached->FlushAll();
+    if (t % 40 == 39) cached->FlushAll(parallel);
   }
   return skipped;
 }
@@ -340,7 +339,7 @@ TEST(ARetiredStoreLetsGoWhoeverHasItsTable) {
   CHECK_EQ(RowsOf(OpenStore(options).get()), int64_t{0});
   CHECK(Stage(&parallel, kept, batch.View()));
   CHECK(Prefetch(&parallel, kept, batch.View()));
-  CHECK(!WriteDown(kept));
+  CHECK(!WriteDown(&parallel, kept));
   CHECK_EQ(cached.counter(kStale), uint64_t{1});
   std::vector<Key> keys;
   std::vector<char> rows;

@@ -10,7 +10,7 @@
 #include "store/table_store.h"
 #include "test_store.h"
 #include "test_table.h"
-#include "tier/cached_table.h"
+#include "tier/cached_ops.h"
 
 namespace oneemb {
 
@@ -78,10 +78,10 @@ class TestCached {
     CHECK(UpdateCached(parallel, Now(), args));
   }
 
-  void FlushAll() {
+  void FlushAll(Parallel* parallel) {
     std::vector<SlotResidency> marks = residency_;
     uint32_t next = generation_;
-    Flush(Now(), marks.data(), &next);
+    Flush(parallel, Now(), marks.data(), &next);
     residency_ = std::move(marks);
     generation_ = next;
   }

@@ -19,6 +19,12 @@ struct SlotResidency {
 static_assert(sizeof(SlotResidency) == 2 * sizeof(uint32_t),
               "a row of the uint32[capacity, 2] leaf");
 
+// Which slots may be evicted.
+enum class Victims {
+  kAny,
+  kClean,  // those whose row the Store has, or that have none
+};
+
 // A slot that is to be evicted, as long as it has this clock.
 struct TierVictim {
   int32_t slot;

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <tuple>
 
 #include "core/counters.h"
 #include "cpu/checksum.h"
@@ -44,13 +43,11 @@ bool DistinctMissing(const KeyRules& rules, const IdsView& ids,
 // A slot that may be evicted.
 struct Candidate {
   uint32_t age;
-  Key key;
   int32_t slot;
 
   // Whether it is evicted before `other`.
   bool Before(const Candidate& other) const {
-    return std::tuple(~age, key.table, key.id) <
-           std::tuple(~other.age, other.key.table, other.key.id);
+    return age != other.age ? age > other.age : slot < other.slot;
   }
 };
 
@@ -95,7 +92,7 @@ std::vector<Candidate> FindVictims(const TableView& table, uint32_t now,
     const uint32_t bin = bin_of(i);
     if (bin == 0 || bin < threshold || !MayEvict(table, i, which)) continue;
     const int32_t slot = static_cast<int32_t>(i);
-    const Candidate candidate{now - table.clock[i], SlotKey(table, slot), slot};
+    const Candidate candidate{now - table.clock[i], slot};
     (bin > threshold ? victims : last).push_back(candidate);
   }
   const int64_t rest =

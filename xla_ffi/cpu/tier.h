@@ -2,8 +2,8 @@
 // may take for them, and how a slot changes its key.
 //
 // A slot's clock is the number of the last batch that staged it. Eviction takes
-// the lowest clocks first, ties by (table, id); it never takes a slot of the
-// batch that is being staged. Nothing here touches a Store.
+// the lowest clocks first, ties by slot; it never takes a slot of the batch that
+// is being staged. Nothing here touches a Store.
 #pragma once
 
 #include <cstdint>
@@ -38,12 +38,6 @@ bool FindMissingAndTouch(Parallel* parallel, const TableView& table,
 // Fills in the slots that were missing, of keys that have some by now.
 void FindAdmitted(const IndexView& index, const KeyRules& rules,
                   const IdsView& ids, int32_t* slots);
-
-// Which slots may be evicted.
-enum class Victims {
-  kAny,
-  kClean,  // those whose row the Store has, or that have none
-};
 
 // Up to `count` slots in use whose clock is not `now`, the longest unused ones,
 // in order of slots.

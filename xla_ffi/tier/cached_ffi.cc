@@ -11,7 +11,7 @@
 #include "cpu/ffi_util.h"
 #include "cpu/memory.h"
 #include "cpu/update_ffi.h"
-#include "tier/cached_table.h"
+#include "tier/cached_ops.h"
 #include "tier/handlers.h"
 
 namespace oneemb {
@@ -227,7 +227,7 @@ ffi::Error WriteCachedRowsHandler(ffi::ThreadPool pool, ffi::RunId run,
   });
 }
 
-ffi::Error WriteDownHandler(ffi::RunId run, ffi::RemainingArgs args,
+ffi::Error WriteDownHandler(ffi::ThreadPool pool, ffi::RunId run, ffi::RemainingArgs args,
                             ffi::Result<ffi::AnyBuffer> written,
                             ffi::Dictionary attributes) {
   Arguments arguments;
@@ -236,13 +236,14 @@ ffi::Error WriteDownHandler(ffi::RunId run, ffi::RemainingArgs args,
   auto* const done = written->typed_data<bool>();
   *done = false;
   if (arguments.store == nullptr) return ffi::Error::Success();
+  FfiParallel parallel(pool);
   return Run("write_down", [&] {
-    *done = WriteDown(arguments.table());
+    *done = WriteDown(&parallel, arguments.table());
     return true;
   });
 }
 
-ffi::Error FlushHandler(ffi::RunId run, ffi::RemainingArgs args,
+ffi::Error FlushHandler(ffi::ThreadPool pool, ffi::RunId run, ffi::RemainingArgs args,
                         ffi::Result<ffi::AnyBuffer> residency,
                         ffi::Result<ffi::AnyBuffer> generation,
                         ffi::Dictionary attributes) {
@@ -258,8 +259,9 @@ ffi::Error FlushHandler(ffi::RunId run, ffi::RemainingArgs args,
   std::memcpy(marks, table.view.residency, residency->size_bytes());
   *next = *table.generation;
   if (table.store == nullptr) return ffi::Error::Success();
+  FfiParallel parallel(pool);
   return Run("flush", [&] {
-    Flush(table, marks, next);
+    Flush(&parallel, table, marks, next);
     return true;
   });
 }

@@ -1,0 +1,55 @@
+// A device tier in the memory of the host.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/table_view.h"
+#include "cpu/parallel.h"
+#include "store/table_store.h"
+#include "tier/device_tier.h"
+#include "tier/staged_batch.h"
+
+namespace oneemb {
+
+class CpuTier final : public DeviceTier {
+ public:
+  // What it is given outlives it. `store`, which may be null, keeps the slots
+  // of the batch that was staged last.
+  CpuTier(Parallel* parallel, const TableView& view, const TableRules& rules,
+          const IdsView& ids, uint32_t* generation, TableStore* store)
+      : DeviceTier(view.capacity, view.row_words, view.counters, generation),
+        parallel_(parallel),
+        view_(view),
+        rules_(rules),
+        ids_(ids),
+        store_(store) {}
+
+  bool Digest(uint64_t* digest) override;
+  bool FindMissing(std::vector<Key>* missing) override;
+  bool FindMissingAndTouch(uint32_t now, std::vector<Key>* missing,
+                           int64_t* resident, uint64_t* digest) override;
+  bool ChooseVictims(uint32_t now, int64_t count, Victims which,
+                     std::vector<int32_t>* slots) override;
+  bool TakeVictims(uint32_t now, int64_t count, std::vector<TierVictim>* queue,
+                   std::vector<int32_t>* slots) override;
+  bool FindDirty(std::vector<int32_t>* slots) override;
+  bool Describe(const std::vector<int32_t>& slots,
+                std::vector<SlotEntry>* entries) override;
+  bool ReadRows(const int32_t* slots, int64_t count, char* rows) override;
+  bool Evict(const std::vector<int32_t>& slots) override;
+  bool Admit(const std::vector<Admission>& admissions, uint32_t now,
+             const char* rows) override;
+  void EndStage(bool none_reserved) override;
+
+ private:
+  Parallel* const parallel_;
+  const TableView& view_;
+  const TableRules& rules_;
+  const IdsView& ids_;
+  TableStore* const store_;
+  std::shared_ptr<StagedBatch> staged_;
+};
+
+}  // namespace oneemb

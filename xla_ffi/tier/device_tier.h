@@ -1,0 +1,95 @@
+// The device tier of a cached table while one operation works on it and on one
+// batch of ids, wherever its arrays are. What is to be done to it is decided in
+// tier/cached_table.h; here is how it is done on one kind of device.
+//
+// Functions return false when there is no memory to work in, or the device
+// fails; then the operation ends.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/bucket.h"
+#include "core/residency.h"
+
+namespace oneemb {
+
+// A slot in use.
+struct SlotEntry {
+  Key key;
+  SlotState state;
+};
+
+// A key on its way into a slot, with row `row` of those that come with it if
+// its state is kSlotClean.
+struct Admission {
+  Key key;
+  int32_t slot;
+  SlotState state;
+  int64_t row;
+};
+
+class DeviceTier {
+ public:
+  // `counters` and `generation` are the table's, in host memory meanwhile.
+  DeviceTier(int64_t capacity, int64_t row_words, uint64_t* counters,
+             uint32_t* generation)
+      : capacity_(capacity),
+        row_bytes_(row_words * int64_t{sizeof(uint32_t)}),
+        counters_(counters),
+        generation_(generation) {}
+  virtual ~DeviceTier() = default;
+  DeviceTier(const DeviceTier&) = delete;
+  DeviceTier& operator=(const DeviceTier&) = delete;
+
+  int64_t capacity() const { return capacity_; }
+  int64_t row_bytes() const { return row_bytes_; }
+  uint64_t* counters() const { return counters_; }
+  uint32_t* generation() const { return generation_; }
+
+  // Tells apart the batches that a table may be staged for.
+  virtual bool Digest(uint64_t* digest) = 0;
+
+  // The keys of the batch that are not there, each once, in order of first
+  // occurrence.
+  virtual bool FindMissing(std::vector<Key>* missing) = 0;
+  // The same, and sets the clock of those that are there to `now`; how many
+  // keys that are, and the batch's digest.
+  virtual bool FindMissingAndTouch(uint32_t now, std::vector<Key>* missing,
+                                   int64_t* resident, uint64_t* digest) = 0;
+
+  // Up to `count` slots in use whose clock is not `now`, the longest unused
+  // ones, ties by slot; in order of slots.
+  virtual bool ChooseVictims(uint32_t now, int64_t count, Victims which,
+                             std::vector<int32_t>* slots) = 0;
+  // The same with kAny, for a table as it goes from batch to batch: `queue`
+  // may keep what one look finds beyond what it was for. It begins empty; it
+  // is cleared when victims were not evicted.
+  virtual bool TakeVictims(uint32_t now, int64_t count,
+                           std::vector<TierVictim>* queue,
+                           std::vector<int32_t>* slots) = 0;
+  // Slots whose row is newer than the Store's, in order.
+  virtual bool FindDirty(std::vector<int32_t>* slots) = 0;
+  virtual bool Describe(const std::vector<int32_t>& slots,
+                        std::vector<SlotEntry>* entries) = 0;
+  // Copies the rows of slots one after another.
+  virtual bool ReadRows(const int32_t* slots, int64_t count, char* rows) = 0;
+
+  // Takes the keys out of slots.
+  virtual bool Evict(const std::vector<int32_t>& slots) = 0;
+  // Gives slots that are free to keys that are not there, in order of slots.
+  virtual bool Admit(const std::vector<Admission>& admissions, uint32_t now,
+                     const char* rows) = 0;
+
+  // The batch is staged, of a table that is in order now; whether no slot is
+  // reserved.
+  virtual void EndStage(bool none_reserved) = 0;
+
+ private:
+  const int64_t capacity_;
+  const int64_t row_bytes_;
+  uint64_t* const counters_;
+  uint32_t* const generation_;
+};
+
+}  // namespace oneemb
