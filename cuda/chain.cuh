@@ -37,7 +37,7 @@ inline bool CanChain() {
 
 // Launches a kernel right behind another kernel of the same call, which it
 // waits for by WaitForPrevious.
-template <class... Params, class... Args>
+template <int kThreads = kBlockThreads, class... Params, class... Args>
 cudaError_t LaunchNext(cudaStream_t stream, void (*kernel)(Params...),
                        unsigned blocks, const Args&... args) {
   cudaLaunchAttribute chained{};
@@ -45,7 +45,7 @@ cudaError_t LaunchNext(cudaStream_t stream, void (*kernel)(Params...),
   chained.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(blocks);
-  config.blockDim = dim3(kBlockThreads);
+  config.blockDim = dim3(kThreads);
   config.stream = stream;
   config.attrs = &chained;
   config.numAttrs = CanChain() ? 1 : 0;

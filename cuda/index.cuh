@@ -15,7 +15,7 @@
 
 namespace oneemb::gpu {
 
-static_assert(offsetof(Bucket, ids) == 8 && offsetof(Bucket, tables) == 40 &&
+static_assert(offsetof(Bucket, overflow) == 4 && offsetof(Bucket, ids) == 8 &&
                   offsetof(Bucket, slots) == 48,
               "what AskBucket takes a bucket apart by");
 
@@ -25,25 +25,29 @@ struct BucketAnswer {
   bool last;     // nobody went past this bucket
 };
 
-// A bucket is read whole, by four loads that do not wait for each other.
+// Both halves of a bucket are asked for at once; what its tags point to is then
+// at hand.
 __device__ __forceinline__ BucketAnswer AskBucket(const IndexView& index,
                                                   Key key, uint32_t tag,
                                                   int64_t b) {
-  const uint4* const words = reinterpret_cast<const uint4*>(index.buckets + b);
-  const uint4 w[4] = {__ldg(words), __ldg(words + 1), __ldg(words + 2),
-                      __ldg(words + 3)};
-  const uint32_t ids[kBucketEntries][2] = {
-      {w[0].z, w[0].w}, {w[1].x, w[1].y}, {w[1].z, w[1].w}, {w[2].x, w[2].y}};
-  const uint32_t tables[2] = {w[2].z, w[2].w};
-  const uint32_t slots[kBucketEntries] = {w[3].x, w[3].y, w[3].z, w[3].w};
-  BucketAnswer answer{kSlotMissing, w[0].y == 0};
-#pragma unroll
-  for (int e = 0; e < kBucketEntries; ++e) {
-    const uint64_t id = ids[e][0] | (uint64_t{ids[e][1]} << 32);
-    const uint32_t table = (tables[e / 2] >> (16 * (e % 2))) & 0xffffU;
-    const bool same = ((w[0].x >> (8 * e)) & 0xffU) == tag && id == key.id &&
-                      table == key.table;
-    answer.slot = same ? static_cast<int32_t>(slots[e]) : answer.slot;
+  const Bucket* const bucket = index.buckets + b;
+  const uint2 head = __ldg(reinterpret_cast<const uint2*>(bucket));
+  const uint4 slots = __ldg(reinterpret_cast<const uint4*>(bucket->slots));
+  BucketAnswer answer{kSlotMissing, head.y == 0};
+  uint32_t same = __vcmpeq4(head.x, tag * 0x01010101U) & 0x01010101U;
+  for (; same != 0; same &= same - 1) {
+    const int e = LowestBit(same) / 8;
+    const uint2 id = __ldg(reinterpret_cast<const uint2*>(bucket->ids + e));
+    if ((id.x | uint64_t{id.y} << 32) != key.id ||
+        __ldg(bucket->tables + e) != key.table) {
+      continue;
+    }
+    const uint32_t slot = e == 0   ? slots.x
+                          : e == 1 ? slots.y
+                          : e == 2 ? slots.z
+                                   : slots.w;
+    answer.slot = static_cast<int32_t>(slot);
+    break;
   }
   return answer;
 }

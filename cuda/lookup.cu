@@ -15,7 +15,7 @@ namespace {
 // Rows whose loads are under way at once, for each lane.
 constexpr int kAhead = 4;
 
-// What the 256 ids of one block came to, in the order of LookupCount.
+// What the ids of one block came to, in the order of LookupCount.
 struct alignas(16) BlockCounts {
   uint32_t words[kNumLookupCounts];
 };
@@ -28,17 +28,10 @@ struct LookupArgs {
   OptimizerConfig optimizer;  // ReadRows
   RowShape shape;
   LookupOutput out;
-  BlockCounts* block_counts;
-  uint32_t* rows;  // ReadRows
-};
-
-struct GatherArgs {
-  const float* rows;
-  int64_t row_words;
-  const int32_t* slots;
-  int64_t n;
-  RowShape shape;
-  void* out;
+  int32_t warp_ids;  // ids a warp looks up, at most a warp
+  int64_t num_blocks;
+  BlockCounts* block_counts;  // [num_blocks]
+  uint32_t* rows;             // ReadRows
 };
 
 // The id of one lane and where its row is.
@@ -84,20 +77,67 @@ __device__ uint32_t CountFound(bool valid, int32_t slot, uint32_t checksum) {
   }
 }
 
-// Finds the slots of ids, a thread an id.
-__global__ __launch_bounds__(kBlockThreads) void FindKernel(
+// Copies the rows of a warp's ids, from position `first` on, to the output;
+// `slot` is that of this lane's id. As many lanes a row as it has column
+// vectors, and kAhead rows under way at once for each lane.
+template <class Access, int kWidth>
+__device__ __forceinline__ void GatherRows(const LookupArgs& a, int64_t first,
+                                           int32_t slot) {
+  using Out = Packed<Access, kWidth>;
+  using Floats = PackedFloats<kWidth>;
+  const int dim = a.shape.dim;
+  const int groups = kWarp / a.shape.lanes;
+  const int group = Lane() / a.shape.lanes;
+  const uint32_t row_words = static_cast<uint32_t>(a.table.row_words);
+  const float* const rows = reinterpret_cast<const float*>(a.table.rows);
+  auto* out = static_cast<typename Access::Storage*>(a.out.activations) +
+              (first + group) * dim;
+  for (int row = 0; row < a.warp_ids; row += groups * kAhead) {
+    int32_t slots[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      const int from = row + k * groups + group;
+      const int32_t its = __shfl_sync(kAllLanes, slot, from);
+      slots[k] = from < a.warp_ids ? its : kSlotPadding;
+    }
+    for (int c = Lane() % a.shape.lanes * kWidth; c < dim;
+         c += a.shape.lanes * kWidth) {
+      typename Floats::Type words[kAhead];
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        if (slots[k] < 0) continue;
+        words[k] = Floats::LoadConstant(
+            rows + uint64_t{static_cast<uint32_t>(slots[k])} * row_words + c);
+      }
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        if (slots[k] < 0) continue;
+        Out::StoreOnce(out + k * groups * dim + c,
+                       Out::Pack(Floats::Unpack(words[k])));
+      }
+    }
+    out += kAhead * groups * dim;
+  }
+}
+
+// Finds the slots of ids and copies their rows. While the warps that search
+// wait, others keep the memory busy.
+template <class Access, int kWidth>
+__global__ __launch_bounds__(kBlockThreads, 5) void LookupKernel(
     const __grid_constant__ LookupArgs a) {
   __shared__ SearchShared search[kBlockWarps];
   __shared__ uint32_t counts[kBlockWarps][kNumLookupCounts];
   WaitForPrevious();
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int64_t i = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
-  const bool valid = i < a.ids.size;
+  const uint32_t first = (blockIdx.x * kBlockWarps + warp) * a.warp_ids;
+  const uint32_t i = first + Lane();
+  const bool valid = Lane() < a.warp_ids && i < a.ids.size;
   const Found mine = FindOne(a, i, valid, &search[warp]);
   const uint32_t checksum =
       valid ? ChecksumAt(a.ids, i, mine.id, mine.table, mine.slot) : 0;
   const uint32_t word = CountFound(valid, mine.slot, checksum);
   if (Lane() < kNumLookupCounts) counts[warp][Lane()] = word;
+  GatherRows<Access, kWidth>(a, first, mine.slot);
   __syncthreads();
   if (threadIdx.x >= kNumLookupCounts) return;
   uint32_t sum = 0;
@@ -125,13 +165,13 @@ __device__ Columns<kWidth> WithoutRow(const LookupArgs& a, const Found& found,
 }
 
 // Adds up what the blocks have counted; for one block.
-__device__ void AddBlockCounts(const LookupArgs& a, int64_t num_blocks) {
+__device__ void AddBlockCounts(const LookupArgs& a) {
   __shared__ uint32_t totals[kNumLookupCounts];
   if (threadIdx.x < kNumLookupCounts) totals[threadIdx.x] = 0;
   __syncthreads();
   uint32_t sums[kNumLookupCounts] = {};
 #pragma unroll 8
-  for (int64_t b = threadIdx.x; b < num_blocks; b += kBlockThreads) {
+  for (int64_t b = threadIdx.x; b < a.num_blocks; b += kBlockThreads) {
     const BlockCounts counts = a.block_counts[b];
     for (int k = 0; k < kNumLookupCounts; ++k) sums[k] += counts.words[k];
   }
@@ -146,31 +186,36 @@ __device__ void AddBlockCounts(const LookupArgs& a, int64_t num_blocks) {
   if (threadIdx.x == 0) *a.out.seen_version = *a.table.layout_version;
 }
 
-// Writes the activations of the ids that have no row, 256 ids a block as Find
-// does; the first block adds up what Find has counted.
-template <class Access, int kWidth>
+// Writes the activations of ids that have no row; the first block adds up what
+// Lookup has counted. Mostly there is nothing to write: few blocks find that
+// out.
+template <class Access, int kWidth, int kItems>
 __global__ __launch_bounds__(kBlockThreads) void FillKernel(
     const __grid_constant__ LookupArgs a) {
   using Out = Packed<Access, kWidth>;
+  constexpr int kTile = kItems * kBlockThreads;
   __shared__ uint32_t warp_sums[kBlockWarps];
-  __shared__ uint8_t without[kBlockThreads];
+  __shared__ uint16_t without[kTile];  // ids of the tile, by number
   WaitForPrevious();
   if (blockIdx.x == 0) {
-    AddBlockCounts(a, int64_t{gridDim.x} - 1);
+    AddBlockCounts(a);
     return;
   }
-  const int64_t block = int64_t{blockIdx.x} - 1;
-  const int64_t first = block * kBlockThreads;
-  const int64_t left = a.ids.size - first;
-  const int count =
-      left < kBlockThreads ? static_cast<int>(left) : kBlockThreads;
-  const uint32_t hits = a.block_counts[block].words[kLookupHits];
-  if (hits == static_cast<uint32_t>(count)) return;
   const int thread = static_cast<int>(threadIdx.x);
-  const bool is_without = thread < count && a.out.slots[first + thread] < 0;
+  const int64_t first = (int64_t{blockIdx.x} - 1) * kTile;
+  uint32_t mine = 0;
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) {
+    const int64_t i = first + k * kBlockThreads + thread;
+    if (i < a.ids.size && a.out.slots[i] < 0) mine |= 1U << k;
+  }
+  if (__syncthreads_or(static_cast<int>(mine)) == 0) return;
   uint32_t total = 0;
-  const uint32_t at = BlockExclusiveSum(is_without ? 1 : 0, warp_sums, &total);
-  if (is_without) without[at] = static_cast<uint8_t>(thread);
+  uint32_t at = BlockExclusiveSum(__popc(mine), warp_sums, &total);
+  for (; mine != 0; mine &= mine - 1) {
+    without[at++] =
+        static_cast<uint16_t>(LowestBit(mine) * kBlockThreads + thread);
+  }
   __syncthreads();
   auto* const out = static_cast<typename Access::Storage*>(a.out.activations);
   const int groups = kBlockThreads / a.shape.lanes;
@@ -182,41 +227,6 @@ __global__ __launch_bounds__(kBlockThreads) void FillKernel(
          c += a.shape.lanes * kWidth) {
       Out::Store(out + row * a.shape.dim + c,
                  Out::Pack(WithoutRow<kWidth>(a, found, c)));
-    }
-  }
-}
-
-// Copies rows to the output: as many lanes a row as it has column vectors, and
-// kAhead rows under way at once for each lane.
-template <class Access, int kWidth>
-__global__ __launch_bounds__(kBlockThreads) void GatherKernel(
-    const __grid_constant__ GatherArgs a) {
-  using Out = Packed<Access, kWidth>;
-  using Floats = PackedFloats<kWidth>;
-  WaitForPrevious();
-  const int at_once = kBlockThreads / a.shape.lanes;
-  const int64_t first = int64_t{blockIdx.x} * at_once * kAhead +
-                        static_cast<int>(threadIdx.x) / a.shape.lanes;
-  int32_t slots[kAhead];
-#pragma unroll
-  for (int k = 0; k < kAhead; ++k) {
-    const int64_t i = first + k * at_once;
-    slots[k] = i < a.n ? a.slots[i] : kSlotPadding;
-  }
-  auto* const out = static_cast<typename Access::Storage*>(a.out);
-  for (int c = static_cast<int>(threadIdx.x) % a.shape.lanes * kWidth;
-       c < a.shape.dim; c += a.shape.lanes * kWidth) {
-    typename Floats::Type words[kAhead];
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-      if (slots[k] < 0) continue;
-      words[k] = Floats::LoadConstant(a.rows + slots[k] * a.row_words + c);
-    }
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-      if (slots[k] < 0) continue;
-      Out::StoreOnce(out + (first + k * at_once) * a.shape.dim + c,
-                     Out::Pack(Floats::Unpack(words[k])));
     }
   }
 }
@@ -260,35 +270,33 @@ LookupArgs MakeArgs(const TableView& table, const TableRules& rules,
   return args;
 }
 
-int64_t FindBlocks(int64_t n) { return CeilDiv(n, kBlockThreads); }
+// Small batches have too few warps to keep the memory busy.
+bool IsSmall(int64_t n) { return n <= (1 << 17); }
+
+int32_t WarpIds(int64_t n) { return IsSmall(n) ? kWarp / 2 : kWarp; }
+
+int64_t LookupBlocks(int64_t n) { return CeilDiv(n, kBlockWarps * WarpIds(n)); }
 
 template <class Access, int kWidth>
 cudaError_t LaunchLookup(cudaStream_t stream, const LookupArgs& args) {
   const int64_t n = args.ids.size;
-  const auto blocks = static_cast<unsigned>(FindBlocks(n));
   if (n > 0) {
-    FindKernel<<<blocks, kBlockThreads, 0, stream>>>(args);
+    const auto blocks = static_cast<unsigned>(args.num_blocks);
+    LookupKernel<Access, kWidth><<<blocks, kBlockThreads, 0, stream>>>(args);
     ONEEMB_RETURN_IF_CUDA_ERROR(cudaGetLastError());
   }
-  ONEEMB_RETURN_IF_CUDA_ERROR(
-      LaunchNext(stream, FillKernel<Access, kWidth>, 1 + blocks, args));
-  if (n == 0) return cudaSuccess;
-  const GatherArgs gather{reinterpret_cast<const float*>(args.table.rows),
-                          args.table.row_words,
-                          args.out.slots,
-                          n,
-                          args.shape,
-                          args.out.activations};
-  const int64_t rows = kBlockThreads / args.shape.lanes * kAhead;
-  return LaunchNext(stream, GatherKernel<Access, kWidth>, NumBlocks(n, rows),
-                    gather);
+  const int64_t items = IsSmall(n) ? 1 : 8;
+  const auto fill = IsSmall(n) ? FillKernel<Access, kWidth, 1>
+                               : FillKernel<Access, kWidth, 8>;
+  const int64_t blocks = 1 + CeilDiv(n, items * kBlockThreads);
+  return LaunchNext(stream, fill, static_cast<unsigned>(blocks), args);
 }
 
 }  // namespace
 
 int64_t LookupSpace(const TableRules& rules, int64_t n) {
   Workspace workspace;
-  workspace.Take<BlockCounts>(FindBlocks(n));
+  workspace.Take<BlockCounts>(LookupBlocks(n));
   MeasureInitializerArgs(rules.initializers.num_columns, rules.keys.num_tables,
                          &workspace);
   return workspace.used();
@@ -300,7 +308,9 @@ cudaError_t Lookup(cudaStream_t stream, const TableView& table,
   LookupArgs args = MakeArgs(table, rules, ids);
   args.out = out;
   Workspace workspace(workspace_base);
-  args.block_counts = workspace.Take<BlockCounts>(FindBlocks(ids.size));
+  args.warp_ids = WarpIds(ids.size);
+  args.num_blocks = LookupBlocks(ids.size);
+  args.block_counts = workspace.Take<BlockCounts>(args.num_blocks);
   ONEEMB_RETURN_IF_CUDA_ERROR(
       MakeInitializerArgs(stream, rules.initializers, rules.keys.num_tables,
                           &workspace, &args.initializers));

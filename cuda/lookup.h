@@ -12,10 +12,9 @@ namespace oneemb::gpu {
 // Bytes of workspace of both, for `n` ids.
 int64_t LookupSpace(const TableRules& rules, int64_t n);
 
-// As oneemb::Lookup on the CPU: one kernel finds the slots, one writes what has
-// no row, and one copies rows with as many threads as they have words for. In
-// one kernel, warps that wait for a long search would leave the memory idle,
-// and the registers of the initializers would leave room for few warps.
+// As oneemb::Lookup on the CPU: one kernel finds slots and copies rows, and one
+// writes what has no row. In one kernel, the registers of the initializers
+// would leave room for few warps.
 cudaError_t Lookup(cudaStream_t stream, const TableView& table,
                    const TableRules& rules, const IdsView& ids,
                    const LookupOutput& out, void* workspace);

@@ -13,13 +13,16 @@ namespace {
 constexpr int kNumberItems = 4;  // positions a thread
 constexpr int kAssignItems = 2;
 constexpr int64_t kAssignTile = kAssignItems * kBlockThreads;
-static_assert(kAssignTile <= SortPlan::kMinTile,
-              "counts are those of one tile");
 // Most calls have nothing to assign: few blocks that find that out.
 constexpr unsigned kMaxAssignBlocks = 1024;
 constexpr int64_t kNumberTile = kNumberItems * kBlockThreads;
-static_assert(kBlockThreads == 1 << SortPlan::kMaxDigitBits,
+static_assert(kBlockThreads == SortPlan::kMaxDigits,
               "a thread looks after one digit");
+
+// How often a block has seen each digit of the passes of the sort.
+struct DigitCounts {
+  uint32_t counts[SortPlan::kMaxPasses][SortPlan::kMaxDigits];
+};
 
 // A position that has claimed cell c has the code kFirstClaim - c; any other
 // has its sort key, which is not negative.
@@ -161,21 +164,34 @@ __device__ __forceinline__ uint32_t SortKey(const PlaceArgs& a, int32_t slot) {
   return slot >= 0 ? static_cast<uint32_t>(slot) : a.sort.sentinel;
 }
 
-// Adds a block's counts of digits to those of its tile of the sort; for a whole
-// block, whose positions begin at `begin`.
-__device__ void AddTileCounts(const PlaceArgs& a, int64_t begin,
-                              const uint32_t* block_counts) {
-  const TileCounts counts = CountsOfPass(a.sort, 0);
-  const int64_t tile = begin >> a.sort.tile_bits;
-  const uint32_t count = block_counts[threadIdx.x];
-  if (count == 0) return;
-  atomicAdd(counts.OfTile(tile) + threadIdx.x, count);
-  atomicAdd(counts.OfGroup(tile / counts.group_tiles) + threadIdx.x, count);
+// For a whole block, before and after it counts.
+__device__ void BeginCounts(DigitCounts* block) {
+  for (auto& counts : block->counts) counts[threadIdx.x] = 0;
 }
 
-// Writes what is known of a position; counts its digit if that is its sort key.
+__device__ void AddCounts(const PlaceArgs& a, const DigitCounts& block) {
+  if (threadIdx.x >= 1U << a.sort.digit_bits) return;
+  const int64_t copy = blockIdx.x % SortPlan::kCopies;
+  uint32_t* const totals =
+      a.sort.totals + copy * a.sort.num_totals() + threadIdx.x;
+  for (int pass = 0; pass < a.sort.passes; ++pass) {
+    const uint32_t count = block.counts[pass][threadIdx.x];
+    if (count != 0) atomicAdd(totals + (pass << a.sort.digit_bits), count);
+  }
+}
+
+__device__ void CountKey(const PlaceArgs& a, uint32_t key, DigitCounts* block) {
+#pragma unroll
+  for (int pass = 0; pass < SortPlan::kMaxPasses; ++pass) {
+    if (pass == a.sort.passes) break;
+    atomicAdd(&block->counts[pass][a.sort.Digit(key, pass)], 1U);
+  }
+}
+
+// Writes what is known of a position; counts its digits if that is its sort
+// key.
 __device__ void WriteCode(const PlaceArgs& a, int64_t position, int32_t code,
-                          uint32_t* block_counts) {
+                          DigitCounts* block_counts) {
   if (code <= kFirstClaim) {
     a.state->any_missing = 1;
     a.codes[position] = code;
@@ -183,7 +199,7 @@ __device__ void WriteCode(const PlaceArgs& a, int64_t position, int32_t code,
   }
   const uint32_t key = SortKey(a, code);
   a.codes[position] = static_cast<int32_t>(key);
-  atomicAdd(block_counts + CountsOfPass(a.sort, 0).Digit(key), 1U);
+  CountKey(a, key, block_counts);
 }
 
 // Places the positions that the lookup reported missing: those of this thread
@@ -195,7 +211,7 @@ __device__ __noinline__ void PlaceMissingOnes(const PlaceArgs& a,
                                               bool saw_layout, int64_t begin,
                                               uint32_t asks,
                                               SearchShared* shared,
-                                              uint32_t* block_counts) {
+                                              DigitCounts* block_counts) {
   int bad = 0;
 #pragma unroll 1
   for (int k = 0; k < kItems; ++k) {
@@ -217,11 +233,9 @@ __device__ __noinline__ void PlaceMissingOnes(const PlaceArgs& a,
 template <int kItems>
 __global__ __launch_bounds__(kBlockThreads, 5) void PlaceKernel(
     const __grid_constant__ PlaceArgs a) {
-  static_assert(kItems * kBlockThreads <= SortPlan::kMinTile,
-                "counts are those of one tile");
   __shared__ SearchShared search[kBlockWarps];
   __shared__ uint32_t warp_sums[kBlockWarps];
-  __shared__ uint32_t block_counts[kBlockThreads];
+  __shared__ DigitCounts block_counts;
   WaitForPrevious();
   const int64_t begin = int64_t{blockIdx.x} * kItems * kBlockThreads;
   const bool first = blockIdx.x == 0 && a.mode != PlaceMode::kWriteRows;
@@ -235,7 +249,7 @@ __global__ __launch_bounds__(kBlockThreads, 5) void PlaceKernel(
   const bool active = IsActive(a);
   if (blockIdx.x == 0) OpenBooks(a, active);
   if (!active) return;
-  block_counts[threadIdx.x] = 0;
+  BeginCounts(&block_counts);
   const bool saw_layout = SawLayout(a);
   AddBlockSum(checksum, warp_sums, &a.state->checksum);
   const int64_t rows =
@@ -250,14 +264,14 @@ __global__ __launch_bounds__(kBlockThreads, 5) void PlaceKernel(
       continue;
     }
     if (slots[k] < kSlotBadTable || slots[k] >= rows) a.state->outside = 1;
-    WriteCode(a, position, slots[k], block_counts);
+    WriteCode(a, position, slots[k], &block_counts);
   }
   if (__syncthreads_or(static_cast<int>(asks)) != 0) {
     PlaceMissingOnes<kItems>(a, saw_layout, begin, asks,
-                             &search[threadIdx.x / kWarp], block_counts);
+                             &search[threadIdx.x / kWarp], &block_counts);
     __syncthreads();
   }
-  AddTileCounts(a, begin, block_counts);
+  AddCounts(a, block_counts);
 }
 
 // Takes the key that position `first` is the first of, as number `number`.
@@ -332,32 +346,31 @@ __device__ int32_t ClaimedSlot(const PlaceArgs& a, int32_t code) {
 }
 
 // Sort keys of the positions of one tile that have claimed cells, and their
-// counts; for a whole block. Returns how many of this thread's get no row.
+// counts. Returns how many of this thread's get no row.
 __device__ int AssignTile(const PlaceArgs& a, int64_t tile,
-                          uint32_t* block_counts) {
-  const int64_t begin = tile * kAssignTile;
-  block_counts[threadIdx.x] = 0;
-  __syncthreads();
+                          DigitCounts* block_counts) {
+  const int64_t begin = tile * kAssignTile + threadIdx.x;
   int refused = 0;
 #pragma unroll
   for (int k = 0; k < kAssignItems; ++k) {
-    const int64_t i = begin + threadIdx.x + k * kBlockThreads;
+    const int64_t i = begin + k * kBlockThreads;
     const int32_t code = i < a.batch.size ? a.codes[i] : 0;
     if (code > kFirstClaim) continue;
     const int32_t slot = ClaimedSlot(a, code);
     refused += slot < 0 ? 1 : 0;
     const uint32_t key = SortKey(a, slot);
     a.codes[i] = static_cast<int32_t>(key);
-    atomicAdd(block_counts + CountsOfPass(a.sort, 0).Digit(key), 1U);
+    CountKey(a, key, block_counts);
   }
-  __syncthreads();
-  AddTileCounts(a, begin, block_counts);
   return refused;
 }
 
-__device__ void AssignClaimed(const PlaceArgs& a, uint32_t* block_counts) {
+// For a whole block.
+__device__ void AssignClaimed(const PlaceArgs& a, DigitCounts* block_counts) {
   const int64_t tiles = CeilDiv(a.batch.size, kAssignTile);
   int refused = 0;
+  BeginCounts(block_counts);
+  __syncthreads();
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     refused += AssignTile(a, tile, block_counts);
   }
@@ -365,6 +378,8 @@ __device__ void AssignClaimed(const PlaceArgs& a, uint32_t* block_counts) {
   if (refused_in_warp != 0 && Lane() == 0) {
     AtomicAdd64(&a.table.counters[kOverflows], refused_in_warp);
   }
+  __syncthreads();
+  AddCounts(a, *block_counts);
 }
 
 // What one thread does for all where nothing goes through.
@@ -396,7 +411,7 @@ __device__ void CloseBooks(const PlaceArgs& a) {
 
 __global__ __launch_bounds__(kBlockThreads) void AssignKernel(
     const __grid_constant__ PlaceArgs a) {
-  __shared__ uint32_t block_counts[kBlockThreads];
+  __shared__ DigitCounts block_counts;
   const bool last = blockIdx.x + 1 == gridDim.x;
   WaitForPrevious();
   if (!GoesThrough(*a.state)) {
@@ -404,7 +419,7 @@ __global__ __launch_bounds__(kBlockThreads) void AssignKernel(
     return;
   }
   if (a.state->any_missing != 0) {
-    AssignClaimed(a, block_counts);
+    AssignClaimed(a, &block_counts);
     FinishEntries(a);
     if (a.mode == PlaceMode::kUpdate) WriteNewRows(a);
   }
@@ -441,8 +456,7 @@ void TakePlaceZeros(int64_t n, int64_t num_keys, bool shared_keys,
   args->cell_tables =
       workspace->Take<uint32_t>(shared_keys ? args->num_cells : 0);
   if (!shared_keys) args->cell_tables = nullptr;
-  args->sort.counts =
-      workspace->Take<uint32_t>(args->sort.pass_counts() * args->sort.passes);
+  TakeSortZeros(workspace, &args->sort);
 }
 
 void TakePlaceRest(int64_t n, Workspace* workspace, PlaceArgs* args) {

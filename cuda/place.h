@@ -63,7 +63,7 @@ struct PlaceArgs {
   uint32_t* cells;        // a power of two of them
   uint32_t* cell_tables;  // with shared keys: ~ the lowest table that asked
   int64_t num_cells;
-  SortPlan sort;  // its counts begin as zeros
+  SortPlan sort;
   // Anything at the beginning:
   int32_t* codes;  // the sort key, or meanwhile a claimed cell
   NewKey* new_keys;
@@ -76,8 +76,8 @@ void TakePlaceZeros(int64_t n, int64_t num_keys, bool shared_keys,
                     Workspace* workspace, PlaceArgs* args);
 void TakePlaceRest(int64_t n, Workspace* workspace, PlaceArgs* args);
 
-// Leaves the sort key of every position in `codes`, and its counts for the
-// first pass of the sort.
+// Leaves the sort key of every position in `codes`, and the digits of all keys
+// counted.
 cudaError_t Place(cudaStream_t stream, const PlaceArgs& args);
 
 }  // namespace oneemb::gpu

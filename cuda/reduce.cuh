@@ -19,6 +19,11 @@ namespace oneemb::gpu {
 
 constexpr int kMaxWindows = 2;  // of a warp
 
+// A block has few warps: its room is free only when the last of them is done,
+// and some climb the tree while the others wait.
+constexpr int kReduceWarps = 2;
+constexpr int kReduceThreads = kReduceWarps * kWarp;
+
 // Shares out the windows. A small batch has too few to keep the memory busy:
 // then several warps share the blocks of one. Where several rows fit into a
 // warp, the one block that a window of a hot row has would leave the other
@@ -170,16 +175,16 @@ __device__ int ListWindows(const Reduce& reduce, int32_t begin, int num_windows,
 //   Row<kWidth>(slot, group, gradient)  takes a row's sum; gradient(column) is
 //                                       one column vector of it
 template <class Access, class Sink, int kWidth>
-__global__ __launch_bounds__(kBlockThreads, 3) void ReduceKernel(
+__global__ __launch_bounds__(kReduceThreads, 12) void ReduceKernel(
     const __grid_constant__ ReduceArgs a,
     const __grid_constant__ typename Sink::Args sink_args) {
   using Storage = typename Access::Storage;
-  __shared__ WindowShared<Storage> windows[kBlockWarps];
-  __shared__ typename Sink::Shared shared[kBlockWarps];
+  __shared__ WindowShared<Storage> windows[kReduceWarps];
+  __shared__ typename Sink::Shared shared[kReduceWarps];
   WaitForPrevious();
   if (*a.active == 0) return;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int64_t index = int64_t{blockIdx.x} * kBlockWarps + warp;
+  const int64_t index = int64_t{blockIdx.x} * kReduceWarps + warp;
   const int64_t begin = index / a.warps_per_window * a.windows_per_warp * kWarp;
   if (begin >= a.n) return;
   const LaneGroup group = MakeLaneGroup(a.shape.lanes);
@@ -242,10 +247,10 @@ cudaError_t LaunchReduce(cudaStream_t stream, const ReduceArgs& args,
   if (args.n == 0) return cudaSuccess;
   const int64_t warps =
       CeilDiv(args.n, args.windows_per_warp * kWarp) * args.warps_per_window;
-  const unsigned blocks = NumBlocks(warps, kBlockWarps);
+  const unsigned blocks = NumBlocks(warps, kReduceWarps);
   const auto kernel = width == 4 ? ReduceKernel<Access, Sink, 4>
                                  : ReduceKernel<Access, Sink, 1>;
-  return LaunchNext(stream, kernel, blocks, args, sink);
+  return LaunchNext<kReduceThreads>(stream, kernel, blocks, args, sink);
 }
 
 }  // namespace oneemb::gpu

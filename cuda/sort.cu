@@ -5,7 +5,7 @@
 namespace oneemb::gpu {
 namespace {
 
-constexpr int kDigits = 1 << SortPlan::kMaxDigitBits;
+constexpr int kDigits = SortPlan::kMaxDigits;
 static_assert(kDigits == kBlockThreads, "a thread looks after one digit");
 
 struct PassArgs {
@@ -13,24 +13,38 @@ struct PassArgs {
   const SlotPosition* entries;  // the others entries
   SlotPosition* out;
   int64_t n;
-  TileCounts counts;
+  int digit_bits;
+  int shift;
+  const uint32_t* totals;  // copies of [digits], `num_totals` apart
+  int64_t num_totals;
+  uint32_t* ticket;
+  uint64_t* tiles;   // [num_tiles, digits]
+  uint64_t* groups;  // [num_groups, digits]
+  int64_t group_tiles;
   const uint32_t* active;
+
+  __device__ uint32_t Digit(SlotPosition entry) const {
+    const uint32_t key = static_cast<uint32_t>(entry >> 32);
+    return (key >> shift) & ((1U << digit_bits) - 1);
+  }
 };
 
 struct PassShared {
-  // Per warp: how often a digit came so far; later, where the warp's entries
-  // of that digit begin in the tile.
+  uint32_t tile;
+  // Per warp: how often it has a digit; later, where its next entry of that
+  // digit goes in the tile, less where the digit begins.
   uint32_t warp_digits[kBlockWarps][kDigits];
   uint32_t tile_begin[kDigits];  // where a digit begins in the tile
-  uint32_t out_begin[kDigits];   // and in the output
+  uint32_t out_begin[kDigits];   // and in the output, less that
   uint32_t warp_sums[kBlockWarps];
 };
 
 // The lanes whose digit is the same, among `valid` ones.
-__device__ uint32_t SameDigit(uint32_t digit, uint32_t valid) {
+__device__ uint32_t SameDigit(uint32_t digit, int digit_bits, uint32_t valid) {
   uint32_t same = valid;
 #pragma unroll
   for (int b = 0; b < SortPlan::kMaxDigitBits; ++b) {
+    if (b == digit_bits) break;
     const bool set = ((digit >> b) & 1) != 0;
     const uint32_t with_bit = __ballot_sync(kAllLanes, set);
     same &= set ? with_bit : ~with_bit;
@@ -38,134 +52,172 @@ __device__ uint32_t SameDigit(uint32_t digit, uint32_t valid) {
   return same;
 }
 
-// Where digit `d` of this tile begins in the output, less what lower digits
-// take: its occurrences in the tiles before. *total: in all tiles.
-__device__ uint32_t CountBefore(const TileCounts& counts, int64_t num_groups,
-                                int64_t tile, int d, uint32_t* total) {
-  const int64_t group = tile / counts.group_tiles;
-  uint32_t before = 0;
-  uint32_t all = 0;
-#pragma unroll 8
-  for (int64_t g = 0; g < num_groups; ++g) {
-    const uint32_t count = counts.OfGroup(g)[d];
-    before += g < group ? count : 0;
-    all += count;
+// A word of counts: how often a digit occurs, and above that how many tiles
+// have said so.
+constexpr uint64_t kOneTile = uint64_t{1} << 32;
+static_assert(kMaxPositions < int64_t{kOneTile}, "sums do not overflow");
+
+// The sum of `count` words, `stride` apart, each once `tiles` tiles are in it.
+__device__ uint32_t AwaitCounts(const uint64_t* words, int stride,
+                                int64_t count, uint32_t tiles) {
+  constexpr int kAtOnce = 16;
+  uint32_t sum = 0;
+  for (int64_t i = 0; i < count; i += kAtOnce) {
+    uint64_t said[kAtOnce];
+    bool complete = false;
+    while (!complete) {
+      complete = true;
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        said[k] = i + k < count ? *static_cast<const volatile uint64_t*>(
+                                      words + (i + k) * stride)
+                                : tiles * kOneTile;
+      }
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        complete = complete && said[k] / kOneTile == tiles;
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) sum += static_cast<uint32_t>(said[k]);
   }
-#pragma unroll 8
-  for (int64_t t = group * counts.group_tiles; t < tile; ++t) {
-    before += counts.OfTile(t)[d];
-  }
-  *total = all;
-  return before;
+  return sum;
 }
 
-// Counts the digits of a tile for its pass. The first pass finds them counted.
-__global__ __launch_bounds__(kBlockThreads) void CountKernel(
-    const SlotPosition* entries, int64_t n, int tile_bits, TileCounts counts,
-    const uint32_t* active) {
-  __shared__ uint32_t tile_counts[kDigits];
-  WaitForPrevious();
-  if (*active == 0) return;
-  const int64_t tile = blockIdx.x;
-  tile_counts[threadIdx.x] = 0;
-  __syncthreads();
-  const int64_t begin = tile << tile_bits;
-#pragma unroll 4
-  for (int j = threadIdx.x; j < 1 << tile_bits; j += kBlockThreads) {
-    if (begin + j >= n) break;
-    const uint32_t key = static_cast<uint32_t>(entries[begin + j] >> 32);
-    atomicAdd(tile_counts + counts.Digit(key), 1U);
-  }
-  __syncthreads();
-  const uint32_t digit = threadIdx.x;
-  if (digit >= 1U << counts.digit_bits) return;
-  counts.OfTile(tile)[digit] = tile_counts[digit];
-  atomicAdd(counts.OfGroup(tile / counts.group_tiles) + digit,
-            tile_counts[digit]);
+// Tells other tiles how often digit `d` occurs in this one.
+__device__ void TellCount(const PassArgs& a, int64_t tile, int d,
+                          uint32_t count) {
+  const uint64_t word = kOneTile | count;
+  *static_cast<volatile uint64_t*>(a.tiles + (tile << a.digit_bits) + d) = word;
+  const int64_t group = tile / a.group_tiles;
+  AtomicAdd64(a.groups + (group << a.digit_bits) + d, word);
 }
 
+// How often digit `d` occurs in the tiles before this one.
+__device__ uint32_t CountBefore(const PassArgs& a, int64_t tile, int d) {
+  const int digits = 1 << a.digit_bits;
+  const int64_t group = tile / a.group_tiles;
+  const int64_t first = group * a.group_tiles;
+  return AwaitCounts(a.groups + d, digits, group,
+                     static_cast<uint32_t>(a.group_tiles)) +
+         AwaitCounts(a.tiles + first * digits + d, digits, tile - first, 1);
+}
+
+// How often digit `d` occurs at all.
+__device__ uint32_t CountAll(const PassArgs& a, int d) {
+  uint32_t sum = 0;
+#pragma unroll
+  for (int copy = 0; copy < SortPlan::kCopies; ++copy) {
+    sum += a.totals[copy * a.num_totals + d];
+  }
+  return sum;
+}
+
+// Loads a warp's entries, from `begin` on for this lane. Returns how many there
+// are in this lane.
+template <int kItems>
+__device__ int LoadEntries(const PassArgs& a, int64_t begin,
+                           SlotPosition (&entries)[kItems]) {
+  int valid = 0;
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) {
+    const int64_t i = begin + k * kWarp;
+    entries[k] = 0;
+    if (i >= a.n) continue;
+    entries[k] = a.keys == nullptr ? a.entries[i]
+                                   : (SlotPosition{a.keys[i]} << 32) |
+                                         static_cast<uint32_t>(i);
+    valid = k + 1;
+  }
+  return valid;
+}
+
+// Counts the digits of a warp's entries.
+template <int kItems>
+__device__ void CountDigits(const PassArgs& a,
+                            const SlotPosition (&entries)[kItems], int valid,
+                            uint32_t* digits) {
+  for (int d = Lane(); d < 1 << a.digit_bits; d += kWarp) digits[d] = 0;
+  __syncwarp();
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) {
+    if (k < valid) atomicAdd(digits + a.Digit(entries[k]), 1U);
+  }
+}
+
+// Puts a warp's entries in order into `staged`, each digit from where it begins
+// in the tile.
+template <int kItems>
+__device__ void StageEntries(const PassArgs& a,
+                             const SlotPosition (&entries)[kItems], int valid,
+                             uint32_t* digits, const uint32_t* tile_begin,
+                             SlotPosition* staged) {
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) {
+    const uint32_t digit = a.Digit(entries[k]);
+    const uint32_t same =
+        SameDigit(digit, a.digit_bits, __ballot_sync(kAllLanes, k < valid));
+    const uint32_t before = __popc(same & LowerLanes());
+    const uint32_t next = k < valid ? digits[digit] : 0;
+    __syncwarp();
+    if (k < valid && before == 0) digits[digit] = next + __popc(same);
+    __syncwarp();
+    if (k < valid) staged[tile_begin[digit] + next + before] = entries[k];
+  }
+}
+
+// Counts the digits of a tile first, so that the others hear of them while it
+// puts its entries in order.
 template <int kItems>
 __global__ __launch_bounds__(kBlockThreads) void PassKernel(
     const __grid_constant__ PassArgs a) {
   constexpr int kTile = kItems * kBlockThreads;
   __shared__ PassShared shared;
   __shared__ SlotPosition staged[kTile];
+  // Tiles are taken in order, so that those before this one are under way. No
+  // kernel before this one has to do with its ticket.
+  if (threadIdx.x == 0) shared.tile = atomicAdd(a.ticket, 1U);
   WaitForPrevious();
   if (*a.active == 0) return;
-  const int warp = threadIdx.x / kWarp;
-  const int lane = threadIdx.x % kWarp;
-  const int digits = 1 << a.counts.digit_bits;
-  const int64_t tile = blockIdx.x;
-  const int64_t warp_begin =
-      tile * kTile + int64_t{warp} * kItems * kWarp + lane;
-  for (int d = lane; d < digits; d += kWarp) shared.warp_digits[warp][d] = 0;
-
+  const int d = static_cast<int>(threadIdx.x);
+  const int warp = d / kWarp;
+  const bool has_digit = d < 1 << a.digit_bits;
+  const uint32_t in_all = has_digit ? CountAll(a, d) : 0;
+  __syncthreads();
+  const int64_t tile = shared.tile;
+  const int64_t begin = tile * kTile + warp * kItems * kWarp + Lane();
   SlotPosition entries[kItems];
-  uint32_t ranks[kItems];
-#pragma unroll
-  for (int k = 0; k < kItems; ++k) {
-    const int64_t i = warp_begin + k * kWarp;
-    entries[k] = 0;
-    if (i >= a.n) continue;
-    entries[k] = a.keys == nullptr ? a.entries[i]
-                                   : (SlotPosition{a.keys[i]} << 32) |
-                                         static_cast<uint32_t>(i);
-  }
-  __syncwarp();
-#pragma unroll
-  for (int k = 0; k < kItems; ++k) {
-    const bool valid = warp_begin + k * kWarp < a.n;
-    const uint32_t digit =
-        a.counts.Digit(static_cast<uint32_t>(entries[k] >> 32));
-    const uint32_t same = SameDigit(digit, __ballot_sync(kAllLanes, valid));
-    const uint32_t seen = valid ? shared.warp_digits[warp][digit] : 0;
-    ranks[k] = seen + __popc(same & LowerLanes());
-    __syncwarp();
-    if (valid && (same & LowerLanes()) == 0) {
-      shared.warp_digits[warp][digit] = seen + __popc(same);
-    }
-    __syncwarp();
-  }
+  const int valid = LoadEntries(a, begin, entries);
+  CountDigits(a, entries, valid, shared.warp_digits[warp]);
   __syncthreads();
 
-  const int d = threadIdx.x;
   uint32_t in_tile = 0;
-  uint32_t total = 0;
-  uint32_t before = 0;
-  if (d < digits) {
+  if (has_digit) {
     for (int w = 0; w < kBlockWarps; ++w) {
       const uint32_t count = shared.warp_digits[w][d];
       shared.warp_digits[w][d] = in_tile;
       in_tile += count;
     }
-    const int64_t groups = CeilDiv(a.counts.num_tiles, a.counts.group_tiles);
-    before = CountBefore(a.counts, groups, tile, d, &total);
+    TellCount(a, tile, d, in_tile);
   }
   uint32_t all = 0;
   const uint32_t tile_begin =
       BlockExclusiveSum(in_tile, shared.warp_sums, &all);
-  const uint32_t digit_begin = BlockExclusiveSum(total, shared.warp_sums, &all);
-  if (d < digits) {
-    shared.tile_begin[d] = tile_begin;
-    shared.out_begin[d] = digit_begin + before - tile_begin;
-  }
+  const uint32_t digit_begin =
+      BlockExclusiveSum(in_all, shared.warp_sums, &all);
+  shared.tile_begin[d] = tile_begin;
   __syncthreads();
-
-#pragma unroll
-  for (int k = 0; k < kItems; ++k) {
-    if (warp_begin + k * kWarp >= a.n) continue;
-    const uint32_t digit =
-        a.counts.Digit(static_cast<uint32_t>(entries[k] >> 32));
-    staged[shared.tile_begin[digit] + shared.warp_digits[warp][digit] +
-           ranks[k]] = entries[k];
+  StageEntries(a, entries, valid, shared.warp_digits[warp], shared.tile_begin,
+               staged);
+  if (has_digit) {
+    shared.out_begin[d] = digit_begin + CountBefore(a, tile, d) - tile_begin;
   }
   __syncthreads();
   const int64_t left = a.n - tile * kTile;
   const int count = left < kTile ? static_cast<int>(left) : kTile;
-  for (int j = threadIdx.x; j < count; j += kBlockThreads) {
+  for (int j = d; j < count; j += kBlockThreads) {
     const SlotPosition entry = staged[j];
-    const uint32_t digit = a.counts.Digit(static_cast<uint32_t>(entry >> 32));
-    a.out[shared.out_begin[digit] + j] = entry;
+    a.out[shared.out_begin[a.Digit(entry)] + j] = entry;
   }
 }
 
@@ -180,7 +232,7 @@ SortPlan PlanSort(int64_t n, int64_t num_keys) {
   plan.passes = static_cast<int>(CeilDiv(bits, SortPlan::kMaxDigitBits));
   plan.digit_bits = static_cast<int>(CeilDiv(bits, plan.passes));
   // Small tiles keep every multiprocessor busy, large ones write longer runs.
-  plan.tile_bits = n <= (1 << 17) ? 9 : (n <= (1 << 19) ? 11 : 12);
+  plan.tile_bits = n <= (1 << 17) ? 9 : 11;
   plan.num_tiles = CeilDiv(n, int64_t{1} << plan.tile_bits);
   plan.group_tiles = 1;
   while (plan.group_tiles * plan.group_tiles < plan.num_tiles) {
@@ -190,29 +242,36 @@ SortPlan PlanSort(int64_t n, int64_t num_keys) {
   return plan;
 }
 
+void TakeSortZeros(Workspace* workspace, SortPlan* plan) {
+  plan->totals =
+      workspace->Take<uint32_t>(SortPlan::kCopies * plan->num_totals());
+  plan->tickets = workspace->Take<uint32_t>(plan->passes);
+  plan->counts = workspace->Take<uint64_t>(plan->passes * plan->pass_counts());
+}
+
 cudaError_t Sort(cudaStream_t stream, const SortPlan& plan,
                  const uint32_t* keys, const uint32_t* active,
                  const SlotPosition** sorted) {
   *sorted = plan.entries[0];
   if (plan.n == 0) return cudaSuccess;
+  const auto kernel = plan.tile_bits == 9 ? PassKernel<2> : PassKernel<8>;
   for (int pass = 0; pass < plan.passes; ++pass) {
     PassArgs args{};
     args.keys = pass == 0 ? keys : nullptr;
     args.entries = plan.entries[(pass + 1) % 2];
     args.out = plan.entries[pass % 2];
     args.n = plan.n;
-    args.counts = CountsOfPass(plan, pass);
+    args.digit_bits = plan.digit_bits;
+    args.shift = pass * plan.digit_bits;
+    args.totals = plan.totals + (pass << plan.digit_bits);
+    args.ticket = plan.tickets + pass;
+    args.num_totals = plan.num_totals();
+    args.tiles = plan.counts + pass * plan.pass_counts();
+    args.groups = args.tiles + (plan.num_tiles << plan.digit_bits);
+    args.group_tiles = plan.group_tiles;
     args.active = active;
-    const unsigned blocks = static_cast<unsigned>(plan.num_tiles);
-    if (pass > 0) {
-      ONEEMB_RETURN_IF_CUDA_ERROR(
-          LaunchNext(stream, CountKernel, blocks, args.entries, plan.n,
-                     plan.tile_bits, args.counts, active));
-    }
-    const auto kernel = plan.tile_bits == 9    ? PassKernel<2>
-                        : plan.tile_bits == 11 ? PassKernel<8>
-                                               : PassKernel<16>;
-    ONEEMB_RETURN_IF_CUDA_ERROR(LaunchNext(stream, kernel, blocks, args));
+    ONEEMB_RETURN_IF_CUDA_ERROR(LaunchNext(
+        stream, kernel, static_cast<unsigned>(plan.num_tiles), args));
     *sorted = args.out;
   }
   return cudaSuccess;
