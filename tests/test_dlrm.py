@@ -214,6 +214,7 @@ def write_log(path, batches, bad_every=10**9):
     return bad
 
 
+@pytest.mark.slow
 def test_a_log_of_synthetic_clicks_trains_like_the_clicks(tmp_path):
     model = dlrm_clicks.ClickModel(samples=6000)
     bad = write_log(tmp_path / "train.gz", [model.batch(0, 6000)], bad_every=100)
