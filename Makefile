@@ -9,6 +9,8 @@ VENV ?= .venv
 PYTHON ?=
 # More words for pytest, or for the demo and the benchmark.
 ARGS ?=
+# AUTO: CUDA kernels where there is nvcc. OFF: none.
+CUDA ?= AUTO
 
 python := $(VENV)/bin/python
 stamps := $(VENV)/stamps
@@ -43,12 +45,15 @@ test: test-cpp test-python  ## Run the C++ and the Python tests
 test-cpp: $(stamps)/test
 	$(build) --tests
 
+# A test compiles and runs on one processor most of the time, and takes a gigabyte
+# and more. Neighbours stay together: they share what has been compiled.
+workers := -n logical --maxprocesses 4 --dist worksteal
 # The folder of the installed package: its doctests run against what users get.
 .PHONY: test-python
 test-python: $(stamps)/test
 	cd tests && package=$$(../$(python) -c \
 	  'import oneemb_jax; print(oneemb_jax.__path__[0])') && cd .. && \
-	$(VENV)/bin/pytest tests $(doctests) "$$package" $(ARGS)
+	$(VENV)/bin/pytest $(workers) tests $(doctests) "$$package" $(ARGS)
 
 .PHONY: lint
 lint: $(stamps)/lint  ## Run every checker
@@ -93,7 +98,7 @@ $(stamps)/venv:
 	touch $@
 
 $(stamps)/package: $(stamps)/venv $(package_files)
-	$(build) --install
+	$(build) --install --cuda $(CUDA)
 	touch $@
 
 # The package is installed by now; these add what one extra wants.

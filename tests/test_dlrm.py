@@ -214,6 +214,7 @@ def write_log(path, batches, bad_every=10**9):
     return bad
 
 
+@pytest.mark.slow
 def test_a_log_of_synthetic_clicks_trains_like_the_clicks(tmp_path):
     model = dlrm_clicks.ClickModel(samples=6000)
     bad = write_log(tmp_path / "train.gz", [model.batch(0, 6000)], bad_every=100)
@@ -266,6 +267,14 @@ def test_options_of_optimizers():
     assert made == oe.sgd(1.0, momentum=0.9, nesterov=True)
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C does what it does in a program; a worker of pytest ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt_at(monkeypatch, calls):
     """Ctrl-C while those batches are made; twice for one that is named twice."""
     batch, count = dlrm_clicks.ClickModel.batch, [0]
@@ -282,6 +291,7 @@ def interrupt_at(monkeypatch, calls):
 WORDS = ("--synthetic", "--samples", 4096, "--eval-samples", 256, "--batch-size", 256)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_the_training_but_not_the_report(tmp_path, monkeypatch, capsys):
     before = signal.getsignal(signal.SIGINT)
     interrupt_at(monkeypatch, [6])
@@ -293,6 +303,7 @@ def test_ctrl_c_ends_the_training_but_not_the_report(tmp_path, monkeypatch, caps
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_ctrl_c_ends_the_program(tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGINT)
     interrupt_at(monkeypatch, [6, 6])

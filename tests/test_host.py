@@ -97,6 +97,7 @@ TestTableMachine = TableMachine.TestCase
 TestTableMachine.settings = settings(max_examples=15, stateful_step_count=15)
 
 
+@settings(max_examples=15)  # each is compiled
 @given(st.integers(1, 300), st.integers(0, 300))
 def test_growing_keeps_every_bit_of_every_row(rows, more):
     table = make_table(2, capacity=rows, optimizer=oe.adagrad(0.1))

@@ -154,7 +154,7 @@ CDFS = [
 ]
 
 
-@pytest.mark.parametrize(("initializer", "cdf"), CDFS, ids=lambda x: repr(x)[:40])
+@pytest.mark.parametrize(("initializer", "cdf"), CDFS, ids=[repr(i) for i, _ in CDFS])
 def test_distribution(initializer, cdf):
     assert ks_distance(draw(initializer, np.arange(2000)), cdf) < 2.7
 

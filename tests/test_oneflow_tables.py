@@ -289,7 +289,8 @@ def test_optimizers_that_oneflow_does_not_have(tmp_path, optimizer):
         (oe.ftrl(0.1), False),
         (oe.smart_decay_adam(0.1), True),
     ],
-    ids=repr,
+    # Without addresses: a test has the same name in every worker of pytest.
+    ids=lambda value: repr(value).split(" at 0x")[0],
 )
 def test_the_step_is_asked_for_where_it_counts(tmp_path, optimizer, needed):
     width = optimizer.storage_dim(DIM)

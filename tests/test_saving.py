@@ -292,7 +292,9 @@ def test_arrays_of_x64_do_not_lose_bits(tmp_path):
 
 
 class Opaque:
-    pass
+    # Without its address: a test has the same name in every worker of pytest.
+    def __repr__(self):
+        return "Opaque()"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ python tools/build.py --compile-commands    nothing; build/lint for clang-tidy
 python tools/build.py --tests NAME --long    a test without a limit of time, that tells
 python tools/build.py --fuzz RUNS           libFuzzer with sanitizers, where clang++ is
 All but --install take --ffi-include DIR, for a machine without network, and
---sanitize address, undefined, "address;undefined" or thread.
+--sanitize address, undefined, "address;undefined" or thread. --cuda OFF leaves the
+CUDA kernels out even where there is nvcc.
 
 The interpreter that runs this is the one built for. It needs nanobind and
 jaxlib; cmake and ninja come from its own folder or from PATH. Only --install
@@ -83,7 +84,7 @@ def configure(folder: Path, options: argparse.Namespace) -> None:
         "ONEEMB_TEST_SECONDS": "86400" if options.long else "600",
         "ONEEMB_WERROR": "ON",
         # clang-tidy does not read the flags of nvcc.
-        "ONEEMB_CUDA": "OFF" if lint else "AUTO",
+        "ONEEMB_CUDA": "OFF" if lint else options.cuda,
     }
     if module:
         settings["Python_EXECUTABLE"] = sys.executable
@@ -94,7 +95,7 @@ def configure(folder: Path, options: argparse.Namespace) -> None:
     run(tool("cmake"), "-S", ".", "-B", folder, "-G", "Ninja", *defines)
 
 
-def install_with_pip() -> None:
+def install_with_pip(cuda: str) -> None:
     """Installs the package as pip does, but quick the second time.
 
     pip would build in a fresh environment each time, at a new path, and so
@@ -105,7 +106,11 @@ def install_with_pip() -> None:
     needs = [*build_needs, *project["project"]["dependencies"], "cmake", "ninja"]
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
     run(*pip, *needs)
-    defines = {"ONEEMB_FFI_INCLUDE_DIR": ffi_include(), "ONEEMB_WERROR": "ON"}
+    defines = {
+        "ONEEMB_FFI_INCLUDE_DIR": ffi_include(),
+        "ONEEMB_WERROR": "ON",
+        "ONEEMB_CUDA": cuda,
+    }
     words = [f"--config-settings=cmake.define.{k}={v}" for k, v in defines.items()]
     run(*pip, "--no-build-isolation", "--no-deps", *words, ROOT)
 
@@ -162,6 +167,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--install", action="store_true")
     parser.add_argument("--prefix", type=Path)
     parser.add_argument("--sanitize", default="")
+    parser.add_argument("--cuda", default="AUTO", choices=["AUTO", "ON", "OFF"])
     parser.add_argument("--ffi-include", help="folder that holds xla/ffi/api")
     parser.add_argument("--jobs", default=str(os.cpu_count()))
     options = parser.parse_args()
@@ -174,7 +180,7 @@ def main() -> None:
     """Builds, and runs what was built if it is a test."""
     options = parse()
     if options.install:
-        install_with_pip()
+        install_with_pip(options.cuda)
         return
     if options.fuzz and shutil.which("clang++") is None:
         print("build.py: libFuzzer was LEFT OUT: there is no clang++ on PATH.")

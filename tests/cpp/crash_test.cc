@@ -86,14 +86,19 @@ void CheckRecovers(const std::shared_ptr<SimEnv>& disk, const Known& known,
   CheckSnapshots(store.get(), later);
 }
 
-// Works on a new disk until change k; the disk, and what was known.
+// Works on a new disk and closes the store, until change k; the disk, and what
+// was known.
 std::shared_ptr<SimEnv> Crash(int64_t k, int64_t width, StoreKind kind,
                               Known* known, bool* finished) {
   const auto env = std::make_shared<SimEnv>(5);
   env->CrashAtChange(k);
   std::unique_ptr<Store> store;
-  *finished = Store::Open(SmallOptions(env, width, kind), &store).ok() &&
-              Work(store.get(), 3, "s", known);
+  const bool worked =
+      Store::Open(SmallOptions(env, width, kind), &store).ok() &&
+      Work(store.get(), 3, "s", known);
+  CHECK(worked || env->crashed());
+  store.reset();
+  *finished = !env->crashed();
   return env;
 }
 
@@ -104,7 +109,6 @@ void CrashEverywhere(StoreKind kind, Loss loss) {
   for (int64_t k = 0; !finished; ++k) {
     Known known;
     const auto env = Crash(k, kWidth, kind, &known, &finished);
-    CHECK_EQ(finished, !env->crashed());
     CheckRecovers(env->AfterCrash(loss, static_cast<uint64_t>(k)), known,
                   kWidth, kind);
     ++crashes;

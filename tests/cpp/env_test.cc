@@ -256,10 +256,28 @@ TEST(AForkedChildsStoreRefusesUse) {
     store.reset();  // neither waits for threads nor removes a file
     return refused && found == kRowFailed;
   }));
+  CHECK(!std::filesystem::is_empty(folder.path() + "/s/seg"));
   uint8_t found = 0;
   std::vector<char> out(1000);
   CHECK_OK(store->Fetch({&key, 1}, out.data(), &found));
   CHECK(found == kRowFound && out == row);
+}
+
+// What is in the place of a folder that was deleted is another store's.
+TEST(AStoreWhoseFolderIsGoneRemovesNoOthersFiles) {
+  const TempFolder folder;
+  const StoreOptions options = RealOptions(folder.path() + "/s", Envs().back());
+  const Key key{1, 2};
+  const std::vector<char> row(1000, 'r');
+  auto first = OpenStore(options);
+  CHECK_OK(first->Put({&key, 1}, row.data()));
+  std::filesystem::remove_all(options.path);
+  const auto second = OpenStore(options);
+  CHECK_OK(second->Put({&key, 1}, row.data()));
+  first.reset();
+  CHECK(!std::filesystem::is_empty(options.path + "/seg"));
+  CHECK_OK(second->Save("s", ""));
+  CHECK_OK(second->Verify("s"));
 }
 
 TEST(UnchangedRowsAreNotWrittenAgain) {

@@ -78,6 +78,8 @@ class SimLock final : public FileLock {
   SimLock(const SimLock&) = delete;
   SimLock& operator=(const SimLock&) = delete;
 
+  bool InPlace() const override { return true; }
+
  private:
   SimEnv* const env_;
   const std::string path_;

@@ -1,6 +1,8 @@
 // The contract of a Store, on a simulated disk.
 #include "store/store.h"
 
+#include <algorithm>
+
 #include "setting.h"
 #include "test_store.h"
 
@@ -146,6 +148,40 @@ TEST(AStoreStartsEmptyAndKeepsSnapshots) {
   CHECK_OK(store->Load("one", &user));
   CHECK_EQ(user, "words");
   CheckHolds(store.get(), model);
+}
+
+int64_t FilesIn(const SimEnv& env, const std::string& folder) {
+  const std::vector<std::string> files = env.Files();
+  return std::count_if(
+      files.begin(), files.end(),
+      [&](const std::string& path) { return path.rfind(folder, 0) == 0; });
+}
+
+TEST(AClosedStoreLeavesItsSnapshotsAlone) {
+  for (const StoreKind kind : kAllKinds) {
+    const auto env = std::make_shared<SimEnv>();
+    std::mt19937_64 random(2);
+    Model model;
+    const TestBatch saved = RandomBatch(&random, 200, 100);
+    PutInto(&model, saved);
+    auto store = OpenStore(SmallOptions(env, 100, kind));
+    CHECK_OK(store->Put(saved.span(), saved.rows.data()));
+    CHECK_OK(store->Save("s", ""));
+    const TestBatch lost = RandomBatch(&random, 200, 100);
+    CHECK_OK(store->Put(lost.span(), lost.rows.data()));
+    const int64_t kept = FilesIn(*env, "store/snap/");
+    if (kind != StoreKind::kHost) CHECK(FilesIn(*env, "store/seg/") > 0);
+    store.reset();
+    CHECK_EQ(FilesIn(*env, "store/seg/"), 0);
+    CHECK_EQ(FilesIn(*env, "store/snap/"), kept);
+    store = OpenStore(SmallOptions(env, 100, kind));
+    CHECK_OK(store->Load("s", nullptr));
+    store.reset();
+    CHECK_EQ(FilesIn(*env, "store/seg/"), 0);
+    store = OpenStore(SmallOptions(env, 100, kind));
+    CHECK_OK(store->Load("s", nullptr));
+    CheckHolds(store.get(), model);
+  }
 }
 
 TEST(BudgetOfTheIndexIsABound) {

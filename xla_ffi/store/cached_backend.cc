@@ -235,7 +235,10 @@ Status CachedBackend::Erase(KeySpan keys, uint8_t* erased) {
 Status CachedBackend::WriteDirty() {
   if (cache_->dirty() == 0) return {};
   constexpr int64_t kLeast = 5;  // what ScanDirty wants
-  const int64_t most = std::max(kLeast, kChunkBytes / row_bytes_);
+  // No more memory than is needed: filling 8 MiB takes longer than a small
+  // save.
+  const int64_t most =
+      std::max(kLeast, std::min(cache_->dirty(), kChunkBytes / row_bytes_));
   std::vector<Key> keys(static_cast<size_t>(most));
   std::vector<char> rows(static_cast<size_t>(most * row_bytes_));
   uint64_t cursor = 0;

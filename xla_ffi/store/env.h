@@ -92,6 +92,10 @@ class FileLock {
   FileLock() = default;
   FileLock(const FileLock&) = delete;
   FileLock& operator=(const FileLock&) = delete;
+
+  // Whether the name still is that of the locked file: its folder may have been
+  // deleted, and another be in its place.
+  virtual bool InPlace() const = 0;
 };
 
 // Thread-safe.

@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <map>
 #include <mutex>
+#include <string>
 #include <utility>
 
 #include "store/posix_engine.h"
@@ -65,7 +66,7 @@ class HeldLocks {
 
 class HeldLock final : public FileLock {
  public:
-  explicit HeldLock(FileId id) : id_(id) {}
+  HeldLock(std::string path, FileId id) : path_(std::move(path)), id_(id) {}
   ~HeldLock() override {
     if (fd_ >= 0) HeldLocks::Get().Release(id_, fd_);
   }
@@ -74,7 +75,14 @@ class HeldLock final : public FileLock {
 
   void Hold(int fd) { fd_ = fd; }
 
+  bool InPlace() const override {
+    struct stat info{};
+    return stat(path_.c_str(), &info) == 0 &&
+           FileId{info.st_dev, info.st_ino} == id_;
+  }
+
  private:
+  const std::string path_;
   const FileId id_;
   int fd_ = -1;
 };
@@ -126,7 +134,7 @@ Status LockFile(const std::string& path, std::unique_ptr<FileLock>* lock) {
   if (fd.get() < 0) return SystemError("open", path, errno);
   FileId id;
   ONEEMB_RETURN_IF_ERROR(LockDescriptor(path, fd.get(), &id));
-  auto fresh = std::make_unique<HeldLock>(id);
+  auto fresh = std::make_unique<HeldLock>(path, id);
   held.Add(id, fd.get());
   fresh->Hold(fd.release());
   *lock = std::move(fresh);

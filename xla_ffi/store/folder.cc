@@ -130,4 +130,9 @@ Status OpenFolder(Env* env, const std::string& root,
   return {};
 }
 
+Status CloseFolder(Env* env, const std::string& root, const FileLock& lock) {
+  if (!lock.InPlace()) return {};
+  return ClearFolder(env, SegmentFolder(root));
+}
+
 }  // namespace oneemb

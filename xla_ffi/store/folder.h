@@ -22,4 +22,9 @@ namespace oneemb {
 Status OpenFolder(Env* env, const std::string& root,
                   std::unique_ptr<FileLock>* lock);
 
+// Removes the segments of a store that is closed: snapshots have links of their
+// own. REQUIRES: `lock` is that of the folder. Nothing happens when somebody
+// has deleted the folder: what is in its place is another store's.
+Status CloseFolder(Env* env, const std::string& root, const FileLock& lock);
+
 }  // namespace oneemb

@@ -121,12 +121,19 @@ Status Store::Open(const StoreOptions& options, std::unique_ptr<Store>* store) {
 }
 
 Store::~Store() {
-  if (env_ == nullptr || CheckProcess().ok()) return;
-  // A forked child has none of the threads, and its locks may be held by
-  // nobody: what it inherited is left alone, lock file included (and Env: the
-  // backend holds it).
-  [[maybe_unused]] const Backend* const backend = backend_.release();
-  [[maybe_unused]] const FileLock* const lock = lock_.release();
+  if (env_ == nullptr) return;
+  if (env_->ProcessId() != process_) {
+    // A forked child has none of the threads, and its locks may be held by
+    // nobody: what it inherited is left alone, lock file included (and Env: the
+    // backend holds it).
+    [[maybe_unused]] const Backend* const backend = backend_.release();
+    [[maybe_unused]] const FileLock* const lock = lock_.release();
+    return;
+  }
+  backend_ = nullptr;  // its threads end, its files are closed
+  if (lock_ == nullptr) return;
+  // What an error leaves takes space until the folder is opened again.
+  (void)Guard([&] { return CloseFolder(env_.get(), options_.path, *lock_); });
 }
 
 Status Store::Fetch(KeySpan keys, char* rows, uint8_t* found, Access access) {
