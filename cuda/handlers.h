@@ -20,9 +20,21 @@ ONEEMB_CUDA_HANDLER(OneembCudaCreate);
 ONEEMB_CUDA_HANDLER(OneembCudaGrow);
 ONEEMB_CUDA_HANDLER(OneembCudaReadRows);
 ONEEMB_CUDA_HANDLER(OneembCudaWriteRows);
+ONEEMB_CUDA_HANDLER(OneembCudaStage);
+ONEEMB_CUDA_HANDLER(OneembCudaPrefetch);
+ONEEMB_CUDA_HANDLER(OneembCudaUpdateCached);
+ONEEMB_CUDA_HANDLER(OneembCudaLookupCached);
+ONEEMB_CUDA_HANDLER(OneembCudaReadCachedRows);
+ONEEMB_CUDA_HANDLER(OneembCudaWriteCachedRows);
+ONEEMB_CUDA_HANDLER(OneembCudaWriteDown);
+ONEEMB_CUDA_HANDLER(OneembCudaFlush);
 
 // XLA_FFI_API_MINOR of the headers.
 ONEEMB_CUDA_EXPORT int32_t OneembCudaApiMinor();
+
+// Takes a TierApi (tier/tier_api.h), which lives as long as the process:
+// without it cached tables are refused.
+ONEEMB_CUDA_EXPORT void OneembCudaSetTierApi(const void* api);
 
 // Bytes of the result behind the results that the handler has on the CPU.
 // `operation`: see kOperations in oneemb_jax/_cuda.py.

@@ -140,9 +140,10 @@ __device__ inline void CompeteForEntry(const IndexView& index, uint64_t hash,
 }
 
 // Second step, after every key has competed: writes the entry. Others may be
-// writing theirs beside it; only the entry's own key changes its claim.
-__device__ inline void FinishEntry(const IndexView& index, Key key,
-                                   uint64_t hash, int32_t slot) {
+// writing theirs beside it; only the entry's own key changes its claim. Returns
+// the number of the entry (core/bucket.h).
+__device__ inline int64_t FinishEntry(const IndexView& index, Key key,
+                                      uint64_t hash, int32_t slot) {
   const uint32_t claim = ClaimOf(slot);
   int64_t b = HomeBucket(hash, index.num_buckets);
   for (int64_t probe = 0; probe < index.num_buckets; ++probe) {
@@ -158,10 +159,11 @@ __device__ inline void FinishEntry(const IndexView& index, Key key,
       bucket->tables[e] = key.table;
       bucket->tags[e] = HashTag(hash);
       bucket->slots[e] = slot;
-      return;
+      return b * kBucketEntries + e;
     }
     if (++b == index.num_buckets) b = 0;
   }
+  return -1;
 }
 
 }  // namespace oneemb::gpu

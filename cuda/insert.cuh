@@ -37,6 +37,7 @@ __device__ inline void InsertNewKeys(const PlaceArgs& a, const uint64_t* hashes,
 // The new keys that get a row.
 __device__ inline int64_t NumInserted(const PlaceArgs& a) {
   if (a.mode == PlaceMode::kNumber) return 0;
+  if (a.table.cached()) return static_cast<int64_t>(a.state->num_new);
   const int64_t room =
       a.table.capacity - static_cast<int64_t>(a.state->rows_before);
   const int64_t wanted = static_cast<int64_t>(a.state->num_new);
@@ -69,7 +70,9 @@ __device__ inline void WriteNewRows(const PlaceArgs& a) {
   const int64_t thread = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
   for (int64_t number = thread / lanes; number < inserted; number += groups) {
     const NewKey key = a.new_keys[number];
-    const int64_t slot = static_cast<int64_t>(a.state->rows_before) + number;
+    const int64_t slot =
+        a.table.cached() ? key.slot
+                         : static_cast<int64_t>(a.state->rows_before) + number;
     for (int part = Lane() % lanes; part < parts; part += lanes) {
       WriteNewWords(rows, a.optimizer, a.embedding_dim, a.table.row_words,
                     key.init_table, key.id, static_cast<uint32_t>(part),

@@ -31,6 +31,7 @@ struct LookupArgs {
   int32_t warp_ids;  // ids a warp looks up, at most a warp
   int64_t num_blocks;
   BlockCounts* block_counts;  // [num_blocks]
+  LookupState* state;         // of a cached table
   uint32_t* rows;             // ReadRows
 };
 
@@ -50,7 +51,11 @@ __device__ Found FindOne(const LookupArgs& a, int64_t i, bool valid,
     found.table = a.ids.Table(i);
     found.slot = a.keys.Reject(found.id, found.table);
   }
-  const bool searches = found.slot == 0;
+  bool searches = found.slot == 0;
+  if (a.state != nullptr && a.state->stale != 0 && searches) {
+    searches = false;  // of a stale table nothing is read
+    found.slot = kSlotMissing;
+  }
   const int32_t slot = ProbeIndex(
       a.table.index, a.keys.MakeKey(found.id, found.table), searches, shared);
   if (searches) found.slot = slot;
@@ -58,11 +63,27 @@ __device__ Found FindOne(const LookupArgs& a, int64_t i, bool valid,
   return found;
 }
 
-// What the lanes of a warp have found; every lane gets one word of it.
-__device__ uint32_t CountFound(bool valid, int32_t slot, uint32_t checksum) {
-  const uint32_t hits = __ballot_sync(kAllLanes, valid && slot >= 0);
-  const uint32_t misses =
-      __ballot_sync(kAllLanes, valid && slot == kSlotMissing);
+// Whether a position reads no row of the table.
+__device__ bool IsWithoutRow(const LookupArgs& a, int32_t slot) {
+  return slot < 0 || a.table.IsReserved(slot);
+}
+
+// What the lanes of a warp have found; every lane gets one word of it. Of a
+// cached table a key with a reserved slot is a miss, and one without a slot was
+// not staged.
+__device__ uint32_t CountFound(const LookupArgs& a, bool valid, int32_t slot,
+                               uint32_t checksum) {
+  const bool has_row = valid && !IsWithoutRow(a, slot);
+  bool missing = valid && slot == kSlotMissing;
+  if (a.table.cached()) {
+    const uint32_t unstaged = __ballot_sync(kAllLanes, missing);
+    if (Lane() == 0 && unstaged != 0) {
+      atomicAdd(&a.state->unstaged, static_cast<uint32_t>(__popc(unstaged)));
+    }
+    missing = valid && slot >= 0 && !has_row;
+  }
+  const uint32_t hits = __ballot_sync(kAllLanes, has_row);
+  const uint32_t misses = __ballot_sync(kAllLanes, missing);
   const uint32_t bad = __ballot_sync(kAllLanes, valid && slot == kSlotBadTable);
   const uint32_t sum = __reduce_add_sync(kAllLanes, checksum);
   switch (Lane()) {
@@ -135,7 +156,7 @@ __global__ __launch_bounds__(kBlockThreads, 5) void LookupKernel(
   const Found mine = FindOne(a, i, valid, &search[warp]);
   const uint32_t checksum =
       valid ? ChecksumAt(a.ids, i, mine.id, mine.table, mine.slot) : 0;
-  const uint32_t word = CountFound(valid, mine.slot, checksum);
+  const uint32_t word = CountFound(a, valid, mine.slot, checksum);
   if (Lane() < kNumLookupCounts) counts[warp][Lane()] = word;
   GatherRows<Access, kWidth>(a, first, mine.slot);
   __syncthreads();
@@ -150,9 +171,10 @@ template <int kWidth>
 __device__ Columns<kWidth> WithoutRow(const LookupArgs& a, const Found& found,
                                       int column) {
   float values[4] = {};
-  if (found.slot == kSlotBadTable) {
+  const bool unstaged = a.table.cached() && found.slot == kSlotMissing;
+  if (found.slot == kSlotBadTable || unstaged) {
     for (float& value : values) value = FloatFromBits(kFloatNaN);
-  } else if (found.slot == kSlotMissing) {
+  } else if (found.slot != kSlotPadding) {
     InitialColumns(a.initializers.View(), static_cast<uint16_t>(found.table),
                    found.id, static_cast<uint32_t>(column / 4), values);
   }
@@ -186,9 +208,9 @@ __device__ void AddBlockCounts(const LookupArgs& a) {
   if (threadIdx.x == 0) *a.out.seen_version = *a.table.layout_version;
 }
 
-// Writes the activations of ids that have no row; the first block adds up what
-// Lookup has counted. Mostly there is nothing to write: few blocks find that
-// out.
+// Writes the activations of ids that have no row, over what a reserved slot of
+// a cached table held; the first block adds up what Lookup has counted. Mostly
+// there is nothing to write: few blocks find that out.
 template <class Access, int kWidth, int kItems>
 __global__ __launch_bounds__(kBlockThreads) void FillKernel(
     const __grid_constant__ LookupArgs a) {
@@ -207,7 +229,7 @@ __global__ __launch_bounds__(kBlockThreads) void FillKernel(
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
     const int64_t i = first + k * kBlockThreads + thread;
-    if (i < a.ids.size && a.out.slots[i] < 0) mine |= 1U << k;
+    if (i < a.ids.size && IsWithoutRow(a, a.out.slots[i])) mine |= 1U << k;
   }
   if (__syncthreads_or(static_cast<int>(mine)) == 0) return;
   uint32_t total = 0;
@@ -236,8 +258,12 @@ __global__ __launch_bounds__(kBlockThreads) void ReadRowsKernel(
     const __grid_constant__ LookupArgs a) {
   __shared__ SearchShared search[kBlockWarps];
   const int64_t i = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
-  const Found mine =
-      FindOne(a, i, i < a.ids.size, &search[threadIdx.x / kWarp]);
+  Found mine = FindOne(a, i, i < a.ids.size, &search[threadIdx.x / kWarp]);
+  // A reserved slot has no row yet.
+  if (mine.slot >= 0 && a.table.IsReserved(mine.slot)) {
+    mine.slot = kSlotMissing;
+    a.out.slots[i] = kSlotMissing;
+  }
   const int64_t first = i - Lane();
   const RowInitializers rows = a.initializers.View();
   for (int k = 0; k < kWarp && first + k < a.ids.size; ++k) {
@@ -278,12 +304,19 @@ int32_t WarpIds(int64_t n) { return IsSmall(n) ? kWarp / 2 : kWarp; }
 int64_t LookupBlocks(int64_t n) { return CeilDiv(n, kBlockWarps * WarpIds(n)); }
 
 template <class Access, int kWidth>
-cudaError_t LaunchLookup(cudaStream_t stream, const LookupArgs& args) {
+cudaError_t LaunchLookup(cudaStream_t stream, const LookupArgs& args,
+                         const LookupHooks* hooks) {
   const int64_t n = args.ids.size;
+  if (hooks != nullptr) {
+    ONEEMB_RETURN_IF_CUDA_ERROR(hooks->before_find(args.state));
+  }
   if (n > 0) {
     const auto blocks = static_cast<unsigned>(args.num_blocks);
     LookupKernel<Access, kWidth><<<blocks, kBlockThreads, 0, stream>>>(args);
     ONEEMB_RETURN_IF_CUDA_ERROR(cudaGetLastError());
+  }
+  if (hooks != nullptr) {
+    ONEEMB_RETURN_IF_CUDA_ERROR(hooks->after_find(args.state));
   }
   const int64_t items = IsSmall(n) ? 1 : 8;
   const auto fill = IsSmall(n) ? FillKernel<Access, kWidth, 1>
@@ -297,6 +330,7 @@ cudaError_t LaunchLookup(cudaStream_t stream, const LookupArgs& args) {
 int64_t LookupSpace(const TableRules& rules, int64_t n) {
   Workspace workspace;
   workspace.Take<BlockCounts>(LookupBlocks(n));
+  workspace.Take<LookupState>(1);
   MeasureInitializerArgs(rules.initializers.num_columns, rules.keys.num_tables,
                          &workspace);
   return workspace.used();
@@ -304,13 +338,16 @@ int64_t LookupSpace(const TableRules& rules, int64_t n) {
 
 cudaError_t Lookup(cudaStream_t stream, const TableView& table,
                    const TableRules& rules, const IdsView& ids,
-                   const LookupOutput& out, void* workspace_base) {
+                   const LookupOutput& out, void* workspace_base,
+                   const LookupHooks* hooks) {
   LookupArgs args = MakeArgs(table, rules, ids);
   args.out = out;
   Workspace workspace(workspace_base);
   args.warp_ids = WarpIds(ids.size);
   args.num_blocks = LookupBlocks(ids.size);
   args.block_counts = workspace.Take<BlockCounts>(args.num_blocks);
+  auto* const state = workspace.Take<LookupState>(1);
+  args.state = table.cached() ? state : nullptr;
   ONEEMB_RETURN_IF_CUDA_ERROR(
       MakeInitializerArgs(stream, rules.initializers, rules.keys.num_tables,
                           &workspace, &args.initializers));
@@ -318,8 +355,8 @@ cudaError_t Lookup(cudaStream_t stream, const TableView& table,
   DispatchFloat(out.type, [&](auto access) {
     using Access = decltype(access);
     error = RowWidth(args.shape.dim) == 4
-                ? LaunchLookup<Access, 4>(stream, args)
-                : LaunchLookup<Access, 1>(stream, args);
+                ? LaunchLookup<Access, 4>(stream, args, hooks)
+                : LaunchLookup<Access, 1>(stream, args, hooks);
   });
   return error;
 }

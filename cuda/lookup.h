@@ -2,12 +2,25 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #include "core/lookup_output.h"
 #include "core/table_view.h"
 #include "cuda/launch.h"
 
 namespace oneemb::gpu {
+
+// What the kernels of a lookup of a cached table and its Store tell each other.
+struct LookupState {
+  uint32_t stale;     // from before Find: nothing is to be read
+  uint32_t unstaged;  // by Find, which adds to it: ids that have no slot
+};
+
+// What is put on the stream around Find, for a cached table.
+struct LookupHooks {
+  std::function<cudaError_t(LookupState*)> before_find;
+  std::function<cudaError_t(LookupState*)> after_find;
+};
 
 // Bytes of workspace of both, for `n` ids.
 int64_t LookupSpace(const TableRules& rules, int64_t n);
@@ -17,7 +30,8 @@ int64_t LookupSpace(const TableRules& rules, int64_t n);
 // would leave room for few warps.
 cudaError_t Lookup(cudaStream_t stream, const TableView& table,
                    const TableRules& rules, const IdsView& ids,
-                   const LookupOutput& out, void* workspace);
+                   const LookupOutput& out, void* workspace,
+                   const LookupHooks* hooks = nullptr);
 
 // As oneemb::ReadRows on the CPU.
 cudaError_t ReadRows(cudaStream_t stream, const TableView& table,

@@ -2,6 +2,7 @@
 #include "core/optimizer_math.h"
 #include "cuda/chain.cuh"
 #include "cuda/checksum.cuh"
+#include "cuda/claim.cuh"
 #include "cuda/index.cuh"
 #include "cuda/insert.cuh"
 #include "cuda/place.h"
@@ -23,43 +24,6 @@ static_assert(kBlockThreads == SortPlan::kMaxDigits,
 struct DigitCounts {
   uint32_t counts[SortPlan::kMaxPasses][SortPlan::kMaxDigits];
 };
-
-// A position that has claimed cell c has the code kFirstClaim - c; any other
-// has its sort key, which is not negative.
-constexpr int32_t kFirstClaim = -8;
-// A cell holds 0, or ~ the first position of its key so far, or, when that is
-// known, the number of its key, which is below every ~position.
-
-__device__ bool SameKey(const PlaceArgs& a, Key key, uint32_t position) {
-  const PlacedBatch& placed = a.batch.Find(position);
-  const IdsView& ids = placed.batch.ids;
-  const int64_t i = position - placed.begin;
-  if (ids.Id(i) != key.id) return false;
-  return a.keys.shared_keys || ids.Table(i) == key.table;
-}
-
-// The code of a position that has claimed the cell of its key.
-__device__ int32_t Claim(const PlaceArgs& a, Key key, int32_t table,
-                         uint32_t position) {
-  const uint32_t mask = static_cast<uint32_t>(a.num_cells - 1);
-  uint32_t cell = static_cast<uint32_t>(HashKey(key) >> 20) & mask;
-  const uint32_t mine = ~position;
-  for (int64_t probe = 0; probe < a.num_cells; ++probe) {
-    uint32_t* const word = a.cells + cell;
-    uint32_t seen = *static_cast<volatile uint32_t*>(word);
-    if (seen == 0) seen = atomicCAS(word, 0U, mine);
-    if (seen == 0) break;
-    if (SameKey(a, key, ~seen)) {
-      if (seen < mine) atomicMax(word, mine);
-      break;
-    }
-    cell = (cell + 1) & mask;
-  }
-  if (a.cell_tables != nullptr) {
-    atomicMax(a.cell_tables + cell, ~static_cast<uint32_t>(table));
-  }
-  return kFirstClaim - static_cast<int32_t>(cell);
-}
 
 // Whether all lookups saw the layout that the table has; for a whole block.
 __device__ bool SawLayout(const PlaceArgs& a) {
@@ -87,9 +51,14 @@ __device__ void AddLookupCounts(const PlaceArgs& a) {
   }
 }
 
+// Whether positions come with what a lookup found.
+__device__ bool HasContexts(PlaceMode mode) {
+  return mode == PlaceMode::kUpdate || mode == PlaceMode::kNumber;
+}
+
 // Whether this call may change anything, as far as its scalars tell.
 __device__ bool IsActive(const PlaceArgs& a) {
-  if (a.mode != PlaceMode::kUpdate) return true;
+  if (a.mode != PlaceMode::kUpdate) return a.apply == nullptr || *a.apply;
   const float rate = *a.learning_rate;
   return *a.apply && rate >= 0.0F && rate < FloatFromBits(kFloatInfinity);
 }
@@ -98,9 +67,11 @@ __device__ bool IsActive(const PlaceArgs& a) {
 __device__ void OpenBooks(const PlaceArgs& a, bool active) {
   if (threadIdx.x != 0) return;
   a.state->active = active ? 1 : 0;
-  if (a.mode == PlaceMode::kNumber) return;
+  if (a.mode == PlaceMode::kNumber || a.mode == PlaceMode::kStage) return;
   a.state->rows_before = a.table.counters[kRows];
-  a.state->step = *a.step;
+  a.state->step = a.step == nullptr ? 0 : *a.step;
+  // A cached table counts it once it is known to be current.
+  if (a.table.cached()) return;
   if (!active && *a.apply) ++a.table.counters[kBadLearningRates];
 }
 
@@ -117,7 +88,9 @@ __device__ uint32_t WrittenChecksum(const PlaceArgs& a) {
 }
 
 // Whether the call goes through: after Place, contexts are known to be whole.
-__device__ bool GoesThrough(const PlaceState& state) {
+__device__ bool GoesThrough(const PlaceArgs& a) {
+  const PlaceState& state = *a.state;
+  if (!HasContexts(a.mode)) return state.active != 0;
   return state.active != 0 && state.checksum == 0 && state.outside == 0;
 }
 
@@ -130,9 +103,30 @@ __device__ int32_t ReportedSlot(const PlaceArgs& a, int64_t position,
   const PlacedBatch& placed = a.batch.Find(position);
   const IdsView& ids = placed.batch.ids;
   const int64_t i = position - placed.begin;
-  const int32_t slot = placed.batch.slots[i];
+  // The checksum of a batch that is staged tells it apart from others.
+  const int32_t slot =
+      a.mode == PlaceMode::kStage ? kSlotMissing : placed.batch.slots[i];
   *checksum += ChecksumAt(ids, i, ids.Id(i), ids.Table(i), slot);
   return slot;
+}
+
+// What becomes of a key that is in `slot` of a cached table, or in none;
+// whether it claims a cell.
+__device__ bool ClaimsStaged(const PlaceArgs& a, int32_t slot) {
+  if (a.mode != PlaceMode::kStage) {
+    if (slot < 0) atomicAdd(&a.state->unstaged, 1U);
+    return slot >= 0 && a.table.IsReserved(slot);
+  }
+  if (slot < 0) return true;
+  if (a.now == nullptr) return false;
+  // Several positions may have one slot: who sees the old clock counts it.
+  uint32_t* const clock = a.table.clock + slot;
+  const uint32_t now = *a.now;
+  if (*static_cast<volatile uint32_t*>(clock) != now &&
+      atomicExch(clock, now) != now) {
+    atomicAdd(&a.state->resident, 1U);
+  }
+  return false;
 }
 
 // The slot of a position that the lookup reported missing, or the code of its
@@ -152,10 +146,11 @@ __device__ int32_t PlaceMissing(const PlaceArgs& a, bool saw_layout,
     if (!missing) code = rejected;
   }
   const Key key = a.keys.MakeKey(id, table);
-  if (!saw_layout && a.mode != PlaceMode::kNumber) {
+  const bool cached = a.table.cached();
+  if ((!saw_layout || cached) && a.mode != PlaceMode::kNumber) {
     const int32_t slot = ProbeIndex(a.table.index, key, missing, shared);
     code = missing ? slot : code;
-    missing = missing && slot < 0;
+    missing = missing && (cached ? ClaimsStaged(a, slot) : slot < 0);
   }
   return missing ? Claim(a, key, table, static_cast<uint32_t>(position)) : code;
 }
@@ -238,7 +233,7 @@ __global__ __launch_bounds__(kBlockThreads, 5) void PlaceKernel(
   __shared__ DigitCounts block_counts;
   WaitForPrevious();
   const int64_t begin = int64_t{blockIdx.x} * kItems * kBlockThreads;
-  const bool first = blockIdx.x == 0 && a.mode != PlaceMode::kWriteRows;
+  const bool first = blockIdx.x == 0 && HasContexts(a.mode);
   uint32_t checksum = first ? 0 - WrittenChecksum(a) : 0;
   int32_t slots[kItems];
 #pragma unroll
@@ -252,8 +247,9 @@ __global__ __launch_bounds__(kBlockThreads, 5) void PlaceKernel(
   BeginCounts(&block_counts);
   const bool saw_layout = SawLayout(a);
   AddBlockSum(checksum, warp_sums, &a.state->checksum);
+  const int of_rows = a.table.cached() ? kSlotsUsed : kRows;
   const int64_t rows =
-      saw_layout ? static_cast<int64_t>(a.table.counters[kRows]) : 0;
+      saw_layout ? static_cast<int64_t>(a.table.counters[of_rows]) : 0;
   uint32_t asks = 0;
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
@@ -263,7 +259,12 @@ __global__ __launch_bounds__(kBlockThreads, 5) void PlaceKernel(
       asks |= 1U << k;
       continue;
     }
-    if (slots[k] < kSlotBadTable || slots[k] >= rows) a.state->outside = 1;
+    if (slots[k] < kSlotBadTable || slots[k] >= rows) {
+      a.state->outside = 1;
+    } else if (slots[k] >= 0 && a.table.IsReserved(slots[k])) {
+      asks |= 1U << k;
+      continue;
+    }
     WriteCode(a, position, slots[k], &block_counts);
   }
   if (__syncthreads_or(static_cast<int>(asks)) != 0) {
@@ -286,9 +287,13 @@ __device__ uint64_t TakeNewKey(const PlaceArgs& a, uint32_t first,
   if (a.cell_tables != nullptr) {
     table = static_cast<int32_t>(~a.cell_tables[cell]);
   }
+  const uint64_t hash = HashKey(key);
+  const int32_t slot = a.table.cached() && a.mode != PlaceMode::kStage
+                           ? FindSlot(a.table.index, key, hash)
+                           : kSlotMissing;
   a.cells[cell] = number;
-  a.new_keys[number] = {id, key.table, static_cast<uint16_t>(table)};
-  return HashKey(key);
+  a.new_keys[number] = {id, key.table, static_cast<uint16_t>(table), slot};
+  return hash;
 }
 
 __global__ __launch_bounds__(kBlockThreads) void NumberKernel(
@@ -298,7 +303,7 @@ __global__ __launch_bounds__(kBlockThreads) void NumberKernel(
   __shared__ uint32_t shared_before;
   __shared__ uint64_t hashes[kNumberTile];
   WaitForPrevious();
-  if (!GoesThrough(*a.state) || a.state->any_missing == 0) return;
+  if (!GoesThrough(a) || a.state->any_missing == 0) return;
   // Tiles are taken in order, so that those before this one are under way.
   if (threadIdx.x == 0) shared_tile = atomicAdd(&a.state->next_tile, 1U);
   __syncthreads();
@@ -333,7 +338,7 @@ __global__ __launch_bounds__(kBlockThreads) void NumberKernel(
                                 shared_before + number);
     ++number;
   }
-  if (a.mode == PlaceMode::kNumber) return;
+  if (a.mode == PlaceMode::kNumber || a.table.cached()) return;
   InsertNewKeys(a, hashes, shared_before, in_block);
 }
 
@@ -341,6 +346,7 @@ __global__ __launch_bounds__(kBlockThreads) void NumberKernel(
 __device__ int32_t ClaimedSlot(const PlaceArgs& a, int32_t code) {
   const int64_t number = a.cells[kFirstClaim - code];
   if (a.mode == PlaceMode::kNumber) return static_cast<int32_t>(number);
+  if (a.table.cached()) return a.new_keys[number].slot;
   const int64_t slot = static_cast<int64_t>(a.state->rows_before) + number;
   return slot < a.table.capacity ? static_cast<int32_t>(slot) : kSlotMissing;
 }
@@ -394,6 +400,7 @@ __device__ void CloseBooks(const PlaceArgs& a) {
   if (a.mode == PlaceMode::kNumber) return;
   if (a.mode == PlaceMode::kUpdate) AddLookupCounts(a);
   if (threadIdx.x != 0) return;
+  a.table.counters[kUnstaged] += a.state->unstaged;
   const uint64_t inserted = static_cast<uint64_t>(NumInserted(a));
   a.table.counters[kRows] = a.state->rows_before + inserted;
   a.table.counters[kInserts] += inserted;
@@ -414,13 +421,13 @@ __global__ __launch_bounds__(kBlockThreads) void AssignKernel(
   __shared__ DigitCounts block_counts;
   const bool last = blockIdx.x + 1 == gridDim.x;
   WaitForPrevious();
-  if (!GoesThrough(*a.state)) {
+  if (!GoesThrough(a)) {
     if (last && threadIdx.x == 0) Refuse(a);
     return;
   }
   if (a.state->any_missing != 0) {
     AssignClaimed(a, &block_counts);
-    FinishEntries(a);
+    if (!a.table.cached()) FinishEntries(a);
     if (a.mode == PlaceMode::kUpdate) WriteNewRows(a);
   }
   if (last) CloseBooks(a);
@@ -428,21 +435,32 @@ __global__ __launch_bounds__(kBlockThreads) void AssignKernel(
 
 }  // namespace
 
-cudaError_t Place(cudaStream_t stream, const PlaceArgs& args) {
+cudaError_t PlaceFind(cudaStream_t stream, const PlaceArgs& args) {
   const int64_t n = args.batch.size;
   const bool small = n <= (1 << 17);  // work for every multiprocessor
   const int64_t items = small ? 1 : 2;
   const auto place = small ? PlaceKernel<1> : PlaceKernel<2>;
   place<<<NumBlocks(n, items * kBlockThreads), kBlockThreads, 0, stream>>>(
       args);
-  ONEEMB_RETURN_IF_CUDA_ERROR(cudaGetLastError());
-  if (n > 0) {
-    ONEEMB_RETURN_IF_CUDA_ERROR(
-        LaunchNext(stream, NumberKernel, NumBlocks(n, kNumberTile), args));
-  }
-  const unsigned tiles = NumBlocks(n, kAssignTile);
+  return cudaGetLastError();
+}
+
+cudaError_t PlaceNumber(cudaStream_t stream, const PlaceArgs& args) {
+  if (args.batch.size == 0) return cudaSuccess;
+  return LaunchNext(stream, NumberKernel,
+                    NumBlocks(args.batch.size, kNumberTile), args);
+}
+
+cudaError_t PlaceSettle(cudaStream_t stream, const PlaceArgs& args) {
+  ONEEMB_RETURN_IF_CUDA_ERROR(PlaceNumber(stream, args));
+  const unsigned tiles = NumBlocks(args.batch.size, kAssignTile);
   return LaunchNext(stream, AssignKernel,
                     tiles < kMaxAssignBlocks ? tiles : kMaxAssignBlocks, args);
+}
+
+cudaError_t Place(cudaStream_t stream, const PlaceArgs& args) {
+  ONEEMB_RETURN_IF_CUDA_ERROR(PlaceFind(stream, args));
+  return PlaceSettle(stream, args);
 }
 
 void TakePlaceZeros(int64_t n, int64_t num_keys, bool shared_keys,

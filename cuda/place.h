@@ -22,6 +22,7 @@ enum class PlaceMode : int32_t {
   kUpdate,     // the slots of the lookups, where the layout is what they saw
   kWriteRows,  // every key is searched for; new rows are left to the caller
   kNumber,     // no table: slots are numbers in order of first occurrence
+  kStage,      // keys that a cached table lacks are numbered; it stays as it is
 };
 
 // What the kernels of one call tell each other. Begins as zeros.
@@ -32,16 +33,19 @@ struct PlaceState {
   uint32_t any_missing;  // a position has claimed a cell
   uint32_t next_tile;    // of Number
   uint32_t step;         // before this call
+  uint32_t unstaged;     // positions of a cached table that have no slot
+  uint32_t resident;     // kStage: keys that are there, each counted once
   uint64_t rows_before;
   uint64_t num_new;                        // distinct keys that had no slot
   alignas(16) unsigned char scalars[128];  // Optimizer::Scalars of this step
 };
 
-// A key that had no slot, by its number in order of first occurrence.
+// A key that had no row, by its number in order of first occurrence.
 struct NewKey {
   uint64_t id;
   uint16_t table;       // of the key
   uint16_t init_table;  // whose initializer the row begins with
+  int32_t slot;         // that `stage` has reserved for it in a cached table
 };
 
 struct PlaceArgs {
@@ -52,11 +56,13 @@ struct PlaceArgs {
   InitializerArgs initializers;
   OptimizerConfig optimizer;
   int64_t embedding_dim;
+  const bool* apply;  // null: true
   // kUpdate
   const float* learning_rate;
-  const bool* apply;
   uint32_t* step;
   uint32_t* generation;
+  // kStage: what the clocks of keys that are there become, unless it is null.
+  const uint32_t* now;
   // Workspace. Zero at the beginning:
   PlaceState* state;
   uint64_t* tiles;        // of Number
@@ -79,5 +85,12 @@ void TakePlaceRest(int64_t n, Workspace* workspace, PlaceArgs* args);
 // Leaves the sort key of every position in `codes`, and the digits of all keys
 // counted.
 cudaError_t Place(cudaStream_t stream, const PlaceArgs& args);
+
+// The same in two halves: Find changes nothing but `state` and the like, Settle
+// the table. Of a cached table the Store has its say in between.
+cudaError_t PlaceFind(cudaStream_t stream, const PlaceArgs& args);
+cudaError_t PlaceSettle(cudaStream_t stream, const PlaceArgs& args);
+// The second half of kStage: new_keys and state->num_new.
+cudaError_t PlaceNumber(cudaStream_t stream, const PlaceArgs& args);
 
 }  // namespace oneemb::gpu

@@ -77,6 +77,7 @@ class UpdateSink {
     uint32_t* rows;
     int64_t row_words;
     uint32_t* clock;
+    SlotResidency* residency;  // of a cached table, whose clock `stage` has set
     const float* grad_scale;
     const PlaceState* state;
   };
@@ -99,7 +100,12 @@ class UpdateSink {
     } else {
       Step<kWidth, false>(slot, group, gradient);
     }
-    if (group.lane == 0) a_.clock[slot] = a_.state->step;
+    if (group.lane != 0) return;
+    if (a_.residency != nullptr) {
+      a_.residency[slot].state = kSlotDirty;
+    } else {
+      a_.clock[slot] = a_.state->step;
+    }
   }
 
   // Asks for a row, to be in the cache later.

@@ -1,4 +1,5 @@
 #include "cuda/ffi_util.h"
+#include "cuda/gpu_tier.h"
 #include "cuda/handlers.h"
 #include "cuda/lookup.h"
 #include "cuda/norm.h"
@@ -14,11 +15,13 @@ namespace {
 ffi::Error CreateHandler(cudaStream_t stream, ffi::Result<ffi::AnyBuffer> index,
                          ffi::Result<ffi::AnyBuffer> rows,
                          ffi::Result<ffi::AnyBuffer> clock,
+                         ffi::RemainingRets residency,
                          ffi::Dictionary attributes) {
   TableCall call;
   ONEEMB_RETURN_IF_ERROR(DecodeRules(attributes, &call));
   ONEEMB_RETURN_IF_ERROR(
       DecodeNewTable(call.rules, *index, *rows, *clock, 0, &call.table));
+  ONEEMB_RETURN_IF_ERROR(DecodeNewResidency(residency, &call.table));
   return ToFfi("create", CreateTable(stream, call.table));
 }
 
@@ -85,6 +88,15 @@ int64_t OneembCudaWorkspace(int32_t operation, int64_t embedding_dim,
       return NormSpace(rules, n, num_lookups);
     case 3:
       return WriteRowsSpace(rules, capacity, n);
+    case 4:
+      return TierBytes(rules, capacity, n);
+    case 5:
+      return TierBytes(rules, capacity, n) + LookupSpace(rules, n);
+    case 6:
+      return TierBytes(rules, capacity, n) + kFlagBytes +
+             WriteRowsSpace(rules, capacity, n);
+    case 7:
+      return TierBytes(rules, capacity, n) + kFlagBytes;
     default:
       return 0;
   }

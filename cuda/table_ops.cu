@@ -40,13 +40,14 @@ struct WriteArgs {
   uint32_t sentinel;
   const uint32_t* rows;
   const uint32_t* step;
+  const uint32_t* active;
 };
 
 // A warp for every entry that is the last of its row.
 __global__ __launch_bounds__(kBlockThreads) void WriteRowsKernel(
     const __grid_constant__ WriteArgs a) {
   const int64_t i = (int64_t{blockIdx.x} * kBlockThreads + threadIdx.x) / kWarp;
-  if (i >= a.n) return;
+  if (i >= a.n || *a.active == 0) return;
   const uint32_t slot = static_cast<uint32_t>(a.entries[i] >> 32);
   if (slot == a.sentinel) return;
   if (i + 1 < a.n && static_cast<uint32_t>(a.entries[i + 1] >> 32) == slot) {
@@ -57,7 +58,12 @@ __global__ __launch_bounds__(kBlockThreads) void WriteRowsKernel(
   for (int64_t w = Lane(); w < a.table.row_words; w += kWarp) {
     a.table.Row(slot)[w] = from[w];
   }
-  if (Lane() == 0) a.table.clock[slot] = *a.step;
+  if (Lane() != 0) return;
+  if (a.table.cached()) {
+    a.table.residency[slot].state = kSlotDirty;
+  } else {
+    a.table.clock[slot] = *a.step;
+  }
 }
 
 struct Space {
@@ -78,8 +84,11 @@ cudaError_t CreateTable(cudaStream_t stream, const TableView& table) {
   ONEEMB_RETURN_IF_CUDA_ERROR(cudaMemsetAsync(
       table.index.buckets, 0,
       static_cast<size_t>(table.index.num_buckets) * sizeof(Bucket), stream));
-  return cudaMemsetAsync(table.clock, 0,
-                         static_cast<size_t>(table.capacity) * sizeof(uint32_t),
+  const auto slots = static_cast<size_t>(table.capacity);
+  ONEEMB_RETURN_IF_CUDA_ERROR(
+      cudaMemsetAsync(table.clock, 0, slots * sizeof(uint32_t), stream));
+  if (!table.cached()) return cudaSuccess;
+  return cudaMemsetAsync(table.residency, 0, slots * sizeof(SlotResidency),
                          stream);
 }
 
@@ -111,7 +120,7 @@ int64_t WriteRowsSpace(const TableRules& rules, int64_t capacity, int64_t n) {
 cudaError_t WriteRows(cudaStream_t stream, const TableView& table,
                       const TableRules& rules, const IdsView& ids,
                       const uint32_t* rows, uint32_t* step,
-                      void* workspace_base) {
+                      void* workspace_base, const bool* apply) {
   Workspace workspace(workspace_base);
   Space space{};
   TakeSpace(rules, table.capacity, ids.size, &workspace, &space);
@@ -123,6 +132,7 @@ cudaError_t WriteRows(cudaStream_t stream, const TableView& table,
   place.keys = rules.keys;
   place.embedding_dim = rules.embedding_dim;
   place.step = step;
+  place.apply = apply;
   UpdateBatch batch{};
   batch.ids = ids;
   ONEEMB_RETURN_IF_CUDA_ERROR(
@@ -133,8 +143,13 @@ cudaError_t WriteRows(cudaStream_t stream, const TableView& table,
   ONEEMB_RETURN_IF_CUDA_ERROR(
       Sort(stream, place.sort, reinterpret_cast<const uint32_t*>(place.codes),
            &place.state->active, &entries));
-  const WriteArgs args{table, entries, ids.size, place.sort.sentinel,
-                       rows,  step};
+  const WriteArgs args{table,
+                       entries,
+                       ids.size,
+                       place.sort.sentinel,
+                       rows,
+                       step,
+                       &place.state->active};
   WriteRowsKernel<<<NumBlocks(ids.size, kBlockWarps), kBlockThreads, 0,
                     stream>>>(args);
   return cudaGetLastError();

@@ -25,8 +25,8 @@ cudaError_t LaunchRows(cudaStream_t stream, const TableView& table,
                        const UpdateOperands& operands,
                        const SortedBatch& batch) {
   const typename UpdateSink<Optimizer>::Args sink{
-      table.rows, table.row_words, table.clock, operands.grad_scale,
-      batch.place.state};
+      table.rows,      table.row_words,     table.clock,
+      table.residency, operands.grad_scale, batch.place.state};
   return UpdateRows<Optimizer>(stream, batch.reduce, sink,
                                operands.gradient_type);
 }
@@ -46,7 +46,7 @@ int64_t UpdateSpace(const TableRules& rules, int64_t capacity, int64_t n,
 
 cudaError_t Update(cudaStream_t stream, const TableView& table,
                    const TableRules& rules, const UpdateOperands& operands,
-                   void* workspace_base) {
+                   void* workspace_base, const JudgeHook& judge) {
   int64_t n = 0;
   for (const UpdateBatch& batch : operands.batches) n += batch.ids.size;
   Workspace workspace(workspace_base);
@@ -60,7 +60,9 @@ cudaError_t Update(cudaStream_t stream, const TableView& table,
   ONEEMB_RETURN_IF_CUDA_ERROR(
       MakeInitializerArgs(stream, rules.initializers, rules.keys.num_tables,
                           &workspace, &sorted.place.initializers));
-  ONEEMB_RETURN_IF_CUDA_ERROR(Place(stream, sorted.place));
+  ONEEMB_RETURN_IF_CUDA_ERROR(PlaceFind(stream, sorted.place));
+  if (judge) ONEEMB_RETURN_IF_CUDA_ERROR(judge(sorted.place.state));
+  ONEEMB_RETURN_IF_CUDA_ERROR(PlaceSettle(stream, sorted.place));
   sorted.reduce.non_finite = table.counters + kNonFinite;
   ONEEMB_RETURN_IF_CUDA_ERROR(SortBatch(stream, rules, n, &sorted));
   cudaError_t error = cudaErrorInvalidValue;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "core/table_view.h"
@@ -26,9 +27,14 @@ struct UpdateOperands {
 int64_t UpdateSpace(const TableRules& rules, int64_t capacity, int64_t n,
                     int64_t num_batches);
 
+struct PlaceState;  // cuda/place.h
+
+// What is put on the stream where slots are found and nothing has changed yet.
+using JudgeHook = std::function<cudaError_t(PlaceState*)>;
+
 // As oneemb::Update on the CPU, to the bit.
 cudaError_t Update(cudaStream_t stream, const TableView& table,
                    const TableRules& rules, const UpdateOperands& operands,
-                   void* workspace);
+                   void* workspace, const JudgeHook& judge = nullptr);
 
 }  // namespace oneemb::gpu

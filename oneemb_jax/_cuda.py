@@ -16,6 +16,14 @@ HANDLERS = {
     "oneemb_grow": "OneembCudaGrow",
     "oneemb_read_rows": "OneembCudaReadRows",
     "oneemb_write_rows": "OneembCudaWriteRows",
+    "oneemb_stage": "OneembCudaStage",
+    "oneemb_prefetch": "OneembCudaPrefetch",
+    "oneemb_update_cached": "OneembCudaUpdateCached",
+    "oneemb_lookup_cached": "OneembCudaLookupCached",
+    "oneemb_read_cached_rows": "OneembCudaReadCachedRows",
+    "oneemb_write_cached_rows": "OneembCudaWriteCachedRows",
+    "oneemb_write_down": "OneembCudaWriteDown",
+    "oneemb_flush": "OneembCudaFlush",
 }
 
 #: How the library knows the operations that want a workspace, and the number of
@@ -27,6 +35,14 @@ _OPERATIONS = {
     "oneemb_update": (1, 10, True),
     "oneemb_global_norm": (2, 0, True),
     "oneemb_write_rows": (3, 6, False),
+    "oneemb_lookup_cached": (0, 8, False),
+    "oneemb_update_cached": (1, 12, True),
+    "oneemb_stage": (4, 8, False),
+    "oneemb_prefetch": (4, 8, False),
+    "oneemb_write_down": (4, 8, False),
+    "oneemb_read_cached_rows": (5, 8, False),
+    "oneemb_write_cached_rows": (6, 8, False),
+    "oneemb_flush": (7, 8, False),
 }
 _LOOKUP_OPERANDS = 6
 
@@ -56,6 +72,8 @@ def load(path: pathlib.Path = _PATH) -> ctypes.CDLL | None:
         ctypes.c_int32,
         *[ctypes.c_int64] * 3,
     ]
+    library.OneembCudaSetTierApi.restype = None
+    library.OneembCudaSetTierApi.argtypes = [ctypes.c_void_p]
     return library
 
 

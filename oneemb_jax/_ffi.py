@@ -80,6 +80,7 @@ def _register_cuda(library: ctypes.CDLL | None) -> None:
     if library is None:
         return
     check_api_version((0, library.OneembCudaApiMinor()), _installed_api_version())
+    library.OneembCudaSetTierApi(native.tier_api())
     for name, symbol in _cuda.HANDLERS.items():
         handler = jax.ffi.pycapsule(getattr(library, symbol))
         jax.ffi.register_ffi_target(name, handler, platform="CUDA")

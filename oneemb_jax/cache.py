@@ -85,7 +85,7 @@ def init_cached(spec: TableSpec, device: Any = None) -> Table:
 
     Args:
         spec: of the table.
-        device: a ``jax.Device`` of the platform "cpu"; None: the default device.
+        device: a ``jax.Device``; None: the default device.
     """
     _check_platform(device, "init")
     close_cached(spec.name)
@@ -123,10 +123,10 @@ def _check_platform(device: Any, call: str) -> None:
     if not isinstance(device, jax.Device | None):
         return  # init_table says so
     platform = jax.default_backend() if device is None else device.platform
-    if platform != "cpu":
+    if platform not in ("cpu", "gpu"):
         raise ValueError(
-            f"{call}(device={device!r}): cached tables live on CPU devices so far; "
-            'pass jax.devices("cpu")[0], or make_device_mem_store_options.'
+            f"{call}(device={device!r}): cached tables live on CPU and CUDA devices; "
+            'pass jax.devices("cpu")[0].'
         )
 
 

@@ -2,9 +2,9 @@
 
 python tools/gpu_check.py [--no-build] [--ffi-include DIR] [--report FILE]
 
-Builds the library into the source tree, CUDA kernels included, runs the tests
-marked `gpu`, and the benchmark. A few minutes, and no network where the folder
-of XLA FFI headers of jaxlib 0.10 is named.
+Builds the library into the source tree, CUDA kernels included, runs the tests of
+CUDA and those of cached tables, which use the GPU too, and the benchmarks. A few
+minutes, and no network where the folder of XLA FFI headers of jaxlib 0.10 is named.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+TESTS = ["test_cuda.py", "test_cuda_tiers.py", "test_cached.py", "test_tiers.py"]
+TESTS += ["test_tiers_in_flight.py", "test_tiers_snapshot.py"]
 
 
 def run(title: str, command: list[str], report: list[str], folder: Path = ROOT) -> bool:
@@ -51,7 +53,7 @@ def main() -> None:
     build = [sys.executable, "tools/build.py"]
     if options.ffi_include:
         build += ["--ffi-include", options.ffi_include]
-    tests = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "test_cuda.py"]
+    tests = [sys.executable, "-m", "pytest", "-q", *TESTS]
     # Warnings of a newer jax are not what is looked for here.
     tests += ["-o", "filterwarnings=", "-o", "minversion=7", "-o", "pythonpath="]
     if importlib.util.find_spec("xdist") is not None:
@@ -61,6 +63,8 @@ def main() -> None:
     done = options.no_build or run("build", build, report)
     done = done and run("tests", tests, report, ROOT / "tests")
     done = done and run("benchmark", bench, report)
+    tiers = [sys.executable, "benchmarks/gpu_tiers.py", "--steps", "24"]
+    done = done and run("cached tables", tiers, report)
     options.report.parent.mkdir(parents=True, exist_ok=True)
     options.report.write_text("\n".join(report))
     print(f"report: {options.report}")

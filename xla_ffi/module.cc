@@ -9,6 +9,7 @@
 #include "cpu/memory.h"
 #include "store_module.h"
 #include "tier/handlers.h"
+#include "tier/tier_api.h"
 
 namespace nb = nanobind;
 
@@ -58,6 +59,10 @@ NB_MODULE(ONEEMB_MODULE_NAME, m) {
         "Whether this CPU can run the module built for x86-64-v3.");
   m.def("keep_freed_memory", &oneemb::KeepFreedMemory,
         "Lets the C library keep freed memory; whether it can.");
+  m.def(
+      "tier_api",
+      [] { return reinterpret_cast<uintptr_t>(oneemb::GetTierApi()); },
+      "Address of what the CUDA library calls of this one.");
   m.def("set_num_threads", &oneemb::SetNumThreads, nb::arg("num_threads"),
         "Threads that a kernel splits its work for; 0: as many as XLA has.");
   // Objects that live until the interpreter ends are no leak worth a warning.

@@ -1,7 +1,5 @@
 // Kernels and Store together, without Python: a cached table gives the bits of
 // one that has all rows in device memory, and a stale one is left alone.
-#include "tier/cached_ops.h"
-
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -15,6 +13,7 @@
 #include "cpu/tier.h"
 #include "test_cached.h"
 #include "threads.h"
+#include "tier/cached_ops.h"
 
 namespace oneemb {
 namespace {

@@ -18,15 +18,7 @@ ffi::Error CreateHandler(ffi::ThreadPool pool,
   ONEEMB_RETURN_IF_ERROR(DecodeRules(attributes, &call));
   ONEEMB_RETURN_IF_ERROR(
       DecodeNewTable(call.rules, *index, *rows, *clock, 0, &call.table));
-  if (!residency.empty()) {
-    ffi::ErrorOr<ffi::Result<ffi::AnyBuffer>> slots =
-        residency.get<ffi::AnyBuffer>(0);
-    if (slots.has_error()) return slots.error();
-    ONEEMB_RETURN_IF_ERROR(
-        CheckBuffer("residency", **slots, ffi::U32, {call.table.capacity, 2}));
-    call.table.residency =
-        static_cast<SlotResidency*>((*slots)->untyped_data());
-  }
+  ONEEMB_RETURN_IF_ERROR(DecodeNewResidency(residency, &call.table));
   FfiParallel parallel(pool);
   CreateTable(&parallel, call.table);
   return ffi::Error::Success();

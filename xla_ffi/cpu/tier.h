@@ -2,8 +2,8 @@
 // may take for them, and how a slot changes its key.
 //
 // A slot's clock is the number of the last batch that staged it. Eviction takes
-// the lowest clocks first, ties by slot; it never takes a slot of the batch that
-// is being staged. Nothing here touches a Store.
+// the lowest clocks first, ties by slot; it never takes a slot of the batch
+// that is being staged. Nothing here touches a Store.
 #pragma once
 
 #include <cstdint>

@@ -213,6 +213,18 @@ ffi::Error DecodeNewTable(const TableRules& rules, const ffi::AnyBuffer& index,
   return ffi::Error::Success();
 }
 
+ffi::Error DecodeNewResidency(const ffi::RemainingRets& results,
+                              TableView* table) {
+  if (results.empty()) return ffi::Error::Success();
+  ffi::ErrorOr<ffi::Result<ffi::AnyBuffer>> slots =
+      results.get<ffi::AnyBuffer>(0);
+  if (slots.has_error()) return slots.error();
+  ONEEMB_RETURN_IF_ERROR(
+      CheckBuffer("residency", **slots, ffi::U32, {table->capacity, 2}));
+  table->residency = static_cast<SlotResidency*>((*slots)->untyped_data());
+  return ffi::Error::Success();
+}
+
 ffi::Error DecodeIds(const ffi::AnyBuffer& ids, const ffi::AnyBuffer& table_ids,
                      IdsView* view) {
   ONEEMB_RETURN_IF_ERROR(CheckBuffer("ids", ids, ffi::U32, {-1, -1, -1}));

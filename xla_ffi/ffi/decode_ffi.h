@@ -109,6 +109,10 @@ xla::ffi::Error DecodeNewTable(const TableRules& rules,
                                const xla::ffi::AnyBuffer& clock,
                                int64_t min_capacity, TableView* table);
 
+// The residency of one that is cached; of others there is no such result.
+xla::ffi::Error DecodeNewResidency(const xla::ffi::RemainingRets& results,
+                                   TableView* table);
+
 // ids uint32[microbatches, n, words] and table_ids int32[microbatches, m].
 xla::ffi::Error DecodeIds(const xla::ffi::AnyBuffer& ids,
                           const xla::ffi::AnyBuffer& table_ids, IdsView* view);

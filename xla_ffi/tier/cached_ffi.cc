@@ -1,16 +1,13 @@
-// The handlers of cached tables. All of them take the arrays of a table first,
-// in one order: index, rows, clock, counters, layout_version, generation,
-// residency, store_nonce.
+// The handlers of cached tables.
 #include <cstring>
 #include <memory>
 #include <new>
-#include <string>
-#include <string_view>
 #include <vector>
 
 #include "cpu/ffi_util.h"
 #include "cpu/memory.h"
 #include "cpu/update_ffi.h"
+#include "ffi/decode_cached_ffi.h"
 #include "tier/cached_ops.h"
 #include "tier/handlers.h"
 
@@ -20,91 +17,31 @@ namespace ffi = xla::ffi;
 
 namespace {
 
-constexpr size_t kTableBuffers = 8;
-constexpr size_t kWritten = 7;  // all but the nonce
-
-// The arrays of a cached table as they came, and what they mean.
-struct Arguments {
-  TableCall call;
-  std::vector<ffi::AnyBuffer> buffers;
+// The arrays of a cached table as they came, and its Store.
+struct Arguments : CachedCall {
   std::shared_ptr<TableStore> store;
-  uint64_t nonce = 0;
-  uint32_t* generation = nullptr;
-  int64_t run = 0;
 
   CachedTable table() const {
-    return {call.table, call.rules, store, nonce, generation, run};
+    uint64_t nonce_value = 0;
+    std::memcpy(&nonce_value, nonce, sizeof(nonce_value));
+    return {call.table, call.rules, store, nonce_value, generation, run};
   }
 };
-
-ffi::Error FindTheStore(const ffi::Dictionary& attributes,
-                        std::shared_ptr<TableStore>* store) {
-  const auto name = attributes.get<std::string_view>("store");
-  if (name.has_error()) {
-    return ffi::Error::InvalidArgument("attribute store: " +
-                                       name.error().message());
-  }
-  *store = StoreOf(std::string(*name));
-  return ffi::Error::Success();
-}
 
 ffi::Error Decode(const ffi::RemainingArgs& args,
                   const ffi::Dictionary& attributes, ffi::RunId run,
                   Arguments* out) {
-  for (size_t i = 0; i < args.size(); ++i) {
-    ffi::ErrorOr<ffi::AnyBuffer> buffer = args.get<ffi::AnyBuffer>(i);
-    if (buffer.has_error()) return buffer.error();
-    out->buffers.push_back(*buffer);
-  }
-  if (out->buffers.size() < kTableBuffers) {
-    return ffi::Error::InvalidArgument("eight arrays of a table are needed");
-  }
-  const std::vector<ffi::AnyBuffer>& b = out->buffers;
-  TableView* const table = &out->call.table;
-  ONEEMB_RETURN_IF_ERROR(
-      DecodeTable(attributes, {b[0], b[1], b[2], b[3], b[4]}, &out->call));
-  ONEEMB_RETURN_IF_ERROR(FindTheStore(attributes, &out->store));
-  ONEEMB_RETURN_IF_ERROR(CheckBuffer("generation", b[5], ffi::U32, {1}));
-  ONEEMB_RETURN_IF_ERROR(
-      CheckBuffer("residency", b[6], ffi::U32, {table->capacity, 2}));
-  ONEEMB_RETURN_IF_ERROR(CheckBuffer("store_nonce", b[7], ffi::U32, {1, 2}));
-  out->generation = b[5].typed_data<uint32_t>();
-  table->residency = static_cast<SlotResidency*>(b[6].untyped_data());
-  std::memcpy(&out->nonce, b[7].untyped_data(), sizeof(out->nonce));
-  out->run = run.run_id;
+  ONEEMB_RETURN_IF_ERROR(DecodeCached(args, attributes, run, out));
+  out->store = StoreOf(out->store_name);
   return ffi::Error::Success();
 }
 
-// The same where a batch of ids follows the table, and then `more` buffers.
 ffi::Error DecodeBatch(const ffi::RemainingArgs& args,
                        const ffi::Dictionary& attributes, ffi::RunId run,
                        size_t more, Arguments* out) {
-  ONEEMB_RETURN_IF_ERROR(Decode(args, attributes, run, out));
-  if (out->buffers.size() != kTableBuffers + 2 + more) {
-    return ffi::Error::InvalidArgument("wrong number of arguments");
-  }
-  return DecodeIds(out->buffers[kTableBuffers], out->buffers[kTableBuffers + 1],
-                   &out->call.ids);
-}
-
-// Fails unless the table's arrays are the first results, in place, and the step
-// of an update the next one.
-ffi::Error CheckTableInPlace(const char* call, const Arguments& arguments,
-                             const ffi::RemainingRets& results,
-                             const ffi::AnyBuffer* step = nullptr) {
-  std::vector<const ffi::AnyBuffer*> in_place;
-  in_place.reserve(kWritten + 1);
-  for (size_t i = 0; i < kWritten; ++i) {
-    in_place.push_back(&arguments.buffers[i]);
-  }
-  if (step != nullptr) in_place.push_back(step);
-  return CheckInPlace(call, in_place, results);
-}
-
-// Fails unless every id of the batch can have a slot.
-ffi::Error CheckRoom(const TableCall& call) {
-  if (call.ids.size <= call.table.capacity) return ffi::Error::Success();
-  return ffi::Error::InvalidArgument("ids: more than the cache has slots");
+  ONEEMB_RETURN_IF_ERROR(DecodeCachedBatch(args, attributes, run, more, out));
+  out->store = StoreOf(out->store_name);
+  return ffi::Error::Success();
 }
 
 // Runs `body`; a lack of memory becomes an error of the call.
@@ -124,7 +61,7 @@ ffi::Error StageHandler(ffi::ThreadPool pool, ffi::RunId run,
                         ffi::Dictionary attributes) {
   Arguments arguments;
   ONEEMB_RETURN_IF_ERROR(DecodeBatch(args, attributes, run, 0, &arguments));
-  ONEEMB_RETURN_IF_ERROR(CheckTableInPlace("stage", arguments, results));
+  ONEEMB_RETURN_IF_ERROR(CheckCachedInPlace("stage", arguments, results));
   ONEEMB_RETURN_IF_ERROR(CheckRoom(arguments.call));
   FfiParallel parallel(pool);
   return Run("stage", [&] {
@@ -152,7 +89,7 @@ ffi::Error UpdateCachedHandler(ffi::ThreadPool pool, ffi::RunId run,
                                ffi::RemainingRets results,
                                ffi::Dictionary attributes) {
   // Behind the table: step, learning_rate, grad_scale, apply, and the lookups.
-  constexpr size_t kFirst = kTableBuffers;
+  constexpr size_t kFirst = kCachedBuffers;
   constexpr size_t kScalars = 4;
   Arguments arguments;
   UpdateArgs update{};
@@ -166,7 +103,7 @@ ffi::Error UpdateCachedHandler(ffi::ThreadPool pool, ffi::RunId run,
       {b[kFirst], b[5], b[kFirst + 1], b[kFirst + 2], b[kFirst + 3]}, args,
       kFirst + kScalars, arguments.call.rules.embedding_dim, &update));
   ONEEMB_RETURN_IF_ERROR(
-      CheckTableInPlace("update", arguments, results, &b[kFirst]));
+      CheckCachedInPlace("update", arguments, results, &b[kFirst]));
   FfiParallel parallel(pool);
   return Run("update", [&] {
     return UpdateCached(&parallel, arguments.table(), update);
@@ -218,7 +155,7 @@ ffi::Error WriteCachedRowsHandler(ffi::ThreadPool pool, ffi::RunId run,
   const ffi::AnyBuffer& values = arguments.buffers.back();
   ONEEMB_RETURN_IF_ERROR(CheckBuffer("values", values, ffi::U32,
                                      {call.ids.size, call.table.row_words}));
-  ONEEMB_RETURN_IF_ERROR(CheckTableInPlace("write_rows", arguments, results));
+  ONEEMB_RETURN_IF_ERROR(CheckCachedInPlace("write_rows", arguments, results));
   ONEEMB_RETURN_IF_ERROR(CheckRoom(call));
   FfiParallel parallel(pool);
   return Run("write_rows", [&] {
@@ -227,7 +164,8 @@ ffi::Error WriteCachedRowsHandler(ffi::ThreadPool pool, ffi::RunId run,
   });
 }
 
-ffi::Error WriteDownHandler(ffi::ThreadPool pool, ffi::RunId run, ffi::RemainingArgs args,
+ffi::Error WriteDownHandler(ffi::ThreadPool pool, ffi::RunId run,
+                            ffi::RemainingArgs args,
                             ffi::Result<ffi::AnyBuffer> written,
                             ffi::Dictionary attributes) {
   Arguments arguments;
@@ -243,7 +181,8 @@ ffi::Error WriteDownHandler(ffi::ThreadPool pool, ffi::RunId run, ffi::Remaining
   });
 }
 
-ffi::Error FlushHandler(ffi::ThreadPool pool, ffi::RunId run, ffi::RemainingArgs args,
+ffi::Error FlushHandler(ffi::ThreadPool pool, ffi::RunId run,
+                        ffi::RemainingArgs args,
                         ffi::Result<ffi::AnyBuffer> residency,
                         ffi::Result<ffi::AnyBuffer> generation,
                         ffi::Dictionary attributes) {

@@ -16,6 +16,10 @@ KeySpan Span(const std::vector<Key>& keys) {
   return {keys.data(), static_cast<int64_t>(keys.size())};
 }
 
+TableStamp Stamp(const TieredTable& table) {
+  return {table.nonce, *table.tier->generation()};
+}
+
 // One batch on its way into the device tier.
 class Staging {
  public:
@@ -177,7 +181,7 @@ class Staging {
 // Whether the batch may be staged; the Store's operations() is held.
 bool JudgeStage(const TieredTable& table, Standing* standing) {
   const auto judge = [&](uint64_t digest) {
-    return table.store->Judge(table.Stamp(), Operation::kStage, digest,
+    return table.store->Judge(Stamp(table), Operation::kStage, digest,
                               table.run);
   };
   // Of the newest table the ids do not matter, and they take time to read.
@@ -192,10 +196,10 @@ bool JudgeStage(const TieredTable& table, Standing* standing) {
 // Writes every dirty row of a current table to the Store; operations() is held.
 bool WriteDirty(const TieredTable& table) {
   DeviceTier* const tier = table.tier;
-  const auto most =
-      static_cast<size_t>(std::max<int64_t>(1, kFlushBytes / tier->row_bytes()));
+  const auto most = static_cast<size_t>(
+      std::max<int64_t>(1, kFlushBytes / tier->row_bytes()));
   // The mover tells of its error itself.
-  if (table.store->Judge(table.Stamp(), Operation::kFlush, 0, table.run) !=
+  if (table.store->Judge(Stamp(table), Operation::kFlush, 0, table.run) !=
           Standing::kCurrent ||
       !table.store->mover().Drain().ok()) {
     return false;
@@ -231,7 +235,7 @@ bool WriteDirty(const TieredTable& table) {
 
 bool MayChange(const TieredTable& table, Operation operation) {
   if (table.store != nullptr &&
-      table.store->Judge(table.Stamp(), operation, 0, table.run) ==
+      table.store->Judge(Stamp(table), operation, 0, table.run) ==
           Standing::kCurrent) {
     return true;
   }
@@ -280,7 +284,7 @@ bool Prefetch(const TieredTable& table) {
   const MutexLock lock(table.store->operations());
   // An older table lacks other keys: what it asks for may be in the device tier
   // of the newest, where rows change.
-  if (table.store->Judge(table.Stamp(), Operation::kStage, 0, table.run) !=
+  if (table.store->Judge(Stamp(table), Operation::kStage, 0, table.run) !=
       Standing::kCurrent) {
     return true;
   }
@@ -297,10 +301,9 @@ void ReadBelow(const TieredTable& table, const std::vector<Key>& keys,
   found->assign(keys.size(), kRowAbsent);
   if (keys.empty() || table.store == nullptr) return;
   const MutexLock lock(table.store->operations());
-  if (!MayRead(table.store, table.Stamp(), table.run)) return;
-  const Status status = table.store->mover().Peek(Span(keys), rows,
-                                                  found->data(),
-                                                  Access::kEvaluate);
+  if (!MayRead(table.store, Stamp(table), table.run)) return;
+  const Status status = table.store->mover().Peek(
+      Span(keys), rows, found->data(), Access::kEvaluate);
   if (!status.ok()) table.store->Report(status);
 }
 

@@ -16,16 +16,6 @@
 
 namespace oneemb {
 
-// A table and the batch of the operation, as a device has them.
-struct TieredTable {
-  DeviceTier* tier;
-  std::shared_ptr<TableStore> store;  // null when the table's name has none
-  uint64_t nonce;
-  int64_t run;  // the execution of a compiled program that this is part of
-
-  TableStamp Stamp() const { return {nonce, *tier->generation()}; }
-};
-
 // Whether rows may be changed now, which takes the Store's operations(); counts
 // it if not.
 bool MayChange(const TieredTable& table, Operation operation);

@@ -7,12 +7,15 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "core/bucket.h"
 #include "core/residency.h"
 
 namespace oneemb {
+
+class TableStore;  // store/table_store.h
 
 // A slot in use.
 struct SlotEntry {
@@ -90,6 +93,14 @@ class DeviceTier {
   const int64_t row_bytes_;
   uint64_t* const counters_;
   uint32_t* const generation_;
+};
+
+// A table and the batch of an operation, as a device has them, and its Store.
+struct TieredTable {
+  DeviceTier* tier;
+  std::shared_ptr<TableStore> store;  // null when the table's name has none
+  uint64_t nonce;
+  int64_t run;  // the execution of a compiled program that this is part of
 };
 
 }  // namespace oneemb

@@ -1,0 +1,162 @@
+#include "cuda/stream_call.h"
+
+#include <cuda.h>
+
+#include <chrono>
+#include <map>
+#include <thread>
+#include <utility>
+
+#include "cuda/launch.h"
+
+namespace oneemb::gpu {
+namespace {
+
+// Looks at a word this often before it sleeps between two looks.
+constexpr int kSpins = 4000;
+constexpr std::chrono::microseconds kNap{20};
+
+using StreamValue32 = CUresult (*)(CUstream, CUdeviceptr, cuuint32_t,
+                                   unsigned int);
+
+// The driver's functions; this library is not linked with it.
+struct Driver {
+  StreamValue32 write = nullptr;
+  StreamValue32 wait = nullptr;
+};
+
+cudaError_t Find(const char* name, StreamValue32* function) {
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult result{};
+  ONEEMB_RETURN_IF_CUDA_ERROR(cudaGetDriverEntryPointByVersion(
+      name, &found, 12000, cudaEnableDefault, &result));
+  *function = reinterpret_cast<StreamValue32>(found);
+  return found == nullptr ? cudaErrorNotSupported : cudaSuccess;
+}
+
+cudaError_t GetDriver(Driver* driver) {
+  ONEEMB_RETURN_IF_CUDA_ERROR(Find("cuStreamWriteValue32", &driver->write));
+  return Find("cuStreamWaitValue32", &driver->wait);
+}
+
+CUdeviceptr DeviceAddress(volatile uint32_t* word) {
+  return reinterpret_cast<CUdeviceptr>(word);
+}
+
+// Whether a count, which may wrap around, has come to `ticket`.
+bool HasReached(uint32_t count, uint32_t ticket) {
+  return static_cast<int32_t>(count - ticket) >= 0;
+}
+
+void Await(volatile uint32_t* word, uint32_t ticket) {
+  for (int spin = 0; !HasReached(*word, ticket); ++spin) {
+    if (spin >= kSpins) std::this_thread::sleep_for(kNap);
+  }
+  std::atomic_thread_fence(std::memory_order_acquire);
+}
+
+}  // namespace
+
+cudaError_t AllocatePinned(int64_t size, PinnedBytes* out) {
+  void* data = nullptr;
+  ONEEMB_RETURN_IF_CUDA_ERROR(
+      cudaHostAlloc(&data, static_cast<size_t>(size),
+                    cudaHostAllocPortable | cudaHostAllocMapped));
+  *out = {static_cast<char*>(data), size};
+  return cudaSuccess;
+}
+
+// Callers stay until the process ends, whose threads end with it: what they
+// serve may be on a stream until then.
+cudaError_t StreamCaller::Of(cudaStream_t stream, StreamCaller** caller) {
+  using Callers = std::map<std::pair<int, cudaStream_t>, StreamCaller*>;
+  static auto* const callers = new Callers;
+  static std::mutex mutex;
+  int device = 0;
+  ONEEMB_RETURN_IF_CUDA_ERROR(cudaGetDevice(&device));
+  const std::lock_guard<std::mutex> lock(mutex);
+  StreamCaller*& found = (*callers)[{device, stream}];
+  if (found == nullptr) {
+    std::unique_ptr<StreamCaller> made(new StreamCaller(stream));
+    ONEEMB_RETURN_IF_CUDA_ERROR(made->Start());
+    found = made.release();
+  }
+  *caller = found;
+  return cudaSuccess;
+}
+
+cudaError_t StreamCaller::Start() {
+  Driver driver;
+  ONEEMB_RETURN_IF_CUDA_ERROR(GetDriver(&driver));
+  // Boards for questions, one for meetings, and the two counts.
+  ONEEMB_RETURN_IF_CUDA_ERROR(
+      AllocatePinned((kBoards + 3) * kBoardBytes, &boards_));
+  ONEEMB_RETURN_IF_CUDA_ERROR(AllocatePinned(2 * kTransferBytes, &transfer_));
+  char* const counts = boards_.data + (kBoards + 1) * kBoardBytes;
+  reached_ = reinterpret_cast<volatile uint32_t*>(counts);
+  done_ = reinterpret_cast<volatile uint32_t*>(counts + kBoardBytes);
+  *reached_ = 0;
+  *done_ = 0;
+  std::thread([this] { Serve(); }).detach();
+  return cudaSuccess;
+}
+
+void StreamCaller::Serve() {
+  while (true) {
+    Request request;
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      changed_.wait(lock, [this] { return !requests_.empty(); });
+      request = std::move(requests_.front());
+      requests_.pop_front();
+    }
+    Await(reached_, request.ticket);
+    request.function(Board(request.ticket));
+    std::atomic_thread_fence(std::memory_order_release);
+    *done_ = request.ticket;
+  }
+}
+
+// A board is free again when the stream has come to a question after its own.
+void StreamCaller::AwaitBoard(uint32_t ticket) const {
+  if (ticket > kBoards) Await(reached_, ticket - kBoards + 1);
+}
+
+cudaError_t StreamCaller::Ask(const BoardStep& before, Function function,
+                              const BoardStep& after) {
+  Driver driver;
+  ONEEMB_RETURN_IF_CUDA_ERROR(GetDriver(&driver));
+  const std::lock_guard<std::mutex> lock(calls_);
+  const uint32_t ticket = last_ticket_ + 1;
+  AwaitBoard(ticket);
+  ONEEMB_RETURN_IF_CUDA_ERROR(before(Board(ticket)));
+  const auto stream = static_cast<CUstream>(stream_);
+  if (driver.write(stream, DeviceAddress(reached_), ticket,
+                   CU_STREAM_WRITE_VALUE_DEFAULT) != CUDA_SUCCESS) {
+    return cudaErrorNotSupported;
+  }
+  last_ticket_ = ticket;
+  {
+    const std::lock_guard<std::mutex> queue(mutex_);
+    requests_.push_back({ticket, std::move(function)});
+  }
+  changed_.notify_one();
+  if (driver.wait(stream, DeviceAddress(done_), ticket,
+                  CU_STREAM_WAIT_VALUE_GEQ) != CUDA_SUCCESS) {
+    return cudaErrorNotSupported;
+  }
+  return after(Board(ticket));
+}
+
+cudaError_t StreamCaller::Meet(const BoardStep& before,
+                               const Function& function,
+                               const BoardStep& after) {
+  const std::lock_guard<std::mutex> lock(calls_);
+  void* const board = boards_.data + kBoards * kBoardBytes;
+  ONEEMB_RETURN_IF_CUDA_ERROR(before(board));
+  ONEEMB_RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(stream_));
+  function(board);
+  return after(board);
+}
+
+}  // namespace oneemb::gpu

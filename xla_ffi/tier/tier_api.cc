@@ -1,0 +1,55 @@
+#include "tier/tier_api.h"
+
+#include "tier/cached_table.h"
+
+namespace oneemb {
+namespace {
+
+bool MayReadNow(const TieredTable& table) {
+  return MayRead(table.store, {table.nonce, *table.tier->generation()},
+                 table.run);
+}
+
+void ReadRowsBelow(const TieredTable& table, const std::vector<Key>& keys,
+                   char* rows, std::vector<uint8_t>* found) {
+  ReadBelow(table, keys, rows, found);
+  for (uint8_t& one : *found) one = one == kRowFound ? 1 : 0;
+}
+
+void Count(const TieredTable& table, bool stale, int64_t unstaged) {
+  CountLookup(table.store.get(), table.nonce, stale, unstaged);
+}
+
+// The rows change later, when nobody looks at the Store: it is told before.
+bool MayChangeRows(const TieredTable& table, Operation operation,
+                   bool changes_rows) {
+  if (table.store == nullptr) return MayChange(table, operation);
+  const MutexLock lock(table.store->operations());
+  if (!MayChange(table, operation)) return false;
+  if (changes_rows) table.store->Advance(operation, 0, table.run);
+  return true;
+}
+
+bool MayUpdate(const TieredTable& table, bool changes_rows) {
+  return MayChangeRows(table, Operation::kUpdate, changes_rows);
+}
+
+bool MayWrite(const TieredTable& table) {
+  return MayChangeRows(table, Operation::kWrite, true);
+}
+
+void Report(const TieredTable& table, const std::string& what) {
+  if (table.store == nullptr) return;
+  table.store->Report({StatusKind::kIoError, what});
+}
+
+}  // namespace
+
+const TierApi* GetTierApi() {
+  static constexpr TierApi kApi = {
+      FindStore,  Stage, Prefetch,  WriteDown, Flush, ReadRowsBelow,
+      MayReadNow, Count, MayUpdate, MayWrite,  Report};
+  return &kApi;
+}
+
+}  // namespace oneemb
