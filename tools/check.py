@@ -119,6 +119,15 @@ SLOW: dict[str, Check] = {"types": check_types, "clang-tidy": check_clang_tidy}
 CHECKS = FAST | SLOW
 
 
+def timed(name: str, fix: bool) -> bool:
+    """Runs one check, and says how it went and how long it took."""
+    start = time.monotonic()
+    ok = CHECKS[name](fix)
+    took = time.monotonic() - start
+    print(f"{'ok  ' if ok else 'FAIL'} {name} ({took:.0f} s)", flush=True)
+    return ok
+
+
 def main() -> None:
     """Runs the chosen checks; the status is 1 when any of them fails."""
     parser = argparse.ArgumentParser(
@@ -131,15 +140,12 @@ def main() -> None:
     unknown = set(options.names) - set(CHECKS)
     if unknown:
         parser.error(f"unknown checks {sorted(unknown)}; known: {', '.join(CHECKS)}")
-    chosen = options.names or (FAST if options.fast else CHECKS)
-    failed = []
-    for name in chosen:
-        start = time.monotonic()
-        ok = CHECKS[name](options.fix)
-        took = time.monotonic() - start
-        print(f"{'ok  ' if ok else 'FAIL'} {name} ({took:.0f} s)", flush=True)
-        if not ok:
-            failed.append(name)
+    chosen = options.names or list(FAST if options.fast else CHECKS)
+    # Two at a time, since the slow ones leave a processor idle at times; one where
+    # they repair, so that each sees what the one before has left.
+    with ThreadPoolExecutor(1 if options.fix else 2) as pool:
+        passed = list(pool.map(lambda name: timed(name, options.fix), chosen))
+    failed = [name for name, ok in zip(chosen, passed, strict=True) if not ok]
     if failed:
         sys.exit(f"check.py: failed: {', '.join(failed)}")
 
