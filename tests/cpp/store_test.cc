@@ -219,6 +219,28 @@ TEST(ABudgetBelowTheBuffersIsRefused) {
 }
 
 // Random calls; after each the store is what the model is.
+// Every segment is one frame, and has a third of the rows that fit: whatever is
+// moved, there are as many.
+TEST(CompactionEndsWhereNothingCanBePackedMoreDensely) {
+  const auto env = std::make_shared<SimEnv>();
+  StoreOptions options = SmallOptions(env, 4);
+  options.ssd.segment_bytes = kBlockBytes;
+  options.ssd.compaction = CompactionMode::kManual;
+  const auto store = OpenStore(options);
+  Model model;
+  for (uint64_t id = 0; id < 180; id += 60) {
+    TestBatch batch;
+    for (uint64_t i = id; i < id + 60; ++i) {
+      batch.Add({i, 0}, MakeRow({i, 0}, 1, 4));
+    }
+    CHECK_OK(store->Put(batch.span(), batch.rows.data()));
+    PutInto(&model, batch);
+  }
+  env->CrashAtChange(env->changes() + 1000);  // an endless one fails
+  CHECK_OK(store->Compact());
+  CHECK(Dump(store.get()) == model);
+}
+
 void RunAgainstModel(StoreKind kind, uint64_t seed, int steps) {
   std::mt19937_64 random(seed);
   const auto env = std::make_shared<SimEnv>(seed);

@@ -351,7 +351,11 @@ void SsdTier::CompactInBackground() {
 
 Status SsdTier::Compact() {
   bool worked = true;
-  while (worked) ONEEMB_RETURN_IF_ERROR(CompactStep(false, &worked));
+  // As often as there are segments now: rows that fill a part of a frame each
+  // time they are moved would be moved for ever.
+  for (int64_t left = map()->totals().segments; worked && left > 0; --left) {
+    ONEEMB_RETURN_IF_ERROR(CompactStep(false, &worked));
+  }
   return {};
 }
 

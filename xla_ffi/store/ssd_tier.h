@@ -125,7 +125,7 @@ class SsdTier {
 
   std::unique_ptr<RowIterator> Iterate() const;
 
-  // Compacts until there is nothing left to gain.
+  // Compacts until there is nothing left to gain, each segment once at most.
   Status Compact();
 
   // Seals what is open, and hands the segments of this moment to `link`; none
