@@ -4,7 +4,6 @@
 #include <functional>
 #include <memory>
 #include <new>
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -57,10 +56,14 @@ class CachedOperation {
 
   // Has `work` done where the stream is now, on a tier that it may use. With
   // `writes` the table's counters and generation become what it makes of them.
+  // What has failed half-way would leave a table that is not in order: then the
+  // call fails, and with it the program that would go on with the table.
   cudaError_t Meet(bool writes, const Work& work) {
-    return caller_->Meet(
-        BoardWriter(), [&](void* board) { Serve(work, Cast(board)); },
-        BoardReader(writes));
+    cudaError_t failed = cudaSuccess;
+    ONEEMB_RETURN_IF_CUDA_ERROR(caller_->Meet(
+        BoardWriter(), [&](void* board) { failed = Serve(work, Cast(board)); },
+        BoardReader(writes)));
+    return failed;
   }
 
   // The same for work that only looks at the table's books: the stream waits
@@ -88,7 +91,7 @@ class CachedOperation {
     };
   }
 
-  void Serve(const Work& work, Board* board) const {
+  cudaError_t Serve(const Work& work, Board* board) const {
     GpuTier tier(caller_, view_, rules_, ids_, space_, board->counters,
                  &board->generation);
     const TieredTable table{&tier, store_, board->nonce, run_};
@@ -96,12 +99,9 @@ class CachedOperation {
     try {
       board->verdict = work(&tier, table, board) ? 1 : 0;
     } catch (const std::bad_alloc&) {
-      tier_api->report(table, "no memory for a batch of a cached table");
+      return cudaErrorMemoryAllocation;
     }
-    if (tier.error() != cudaSuccess) {
-      tier_api->report(table, std::string("the GPU failed: ") +
-                                  cudaGetErrorString(tier.error()));
-    }
+    return tier.error();
   }
 
   cudaStream_t stream_ = nullptr;
@@ -132,20 +132,27 @@ ffi::Error TakeSpace(const CachedCall& cached,
   return ffi::Error::Success();
 }
 
+// What the host can fail at without an error of the device is a lack of memory.
+bool OrNoMemory(const GpuTier& tier, bool done) {
+  if (!done && tier.error() == cudaSuccess) throw std::bad_alloc();
+  return done;
+}
+
 ffi::Error StageHandler(cudaStream_t stream, ffi::RunId run,
                         ffi::RemainingArgs args, ffi::RemainingRets results,
                         ffi::Dictionary attributes) {
   CachedCall cached;
   CachedOperation operation;
   ONEEMB_RETURN_IF_ERROR(DecodeCachedBatch(args, attributes, run, 0, &cached));
+  ONEEMB_RETURN_IF_ERROR(CheckPositions(cached.call.ids.size));
   ONEEMB_RETURN_IF_ERROR(CheckCachedInPlace("stage", cached, results));
   ONEEMB_RETURN_IF_ERROR(CheckRoom(cached.call));
   ONEEMB_RETURN_IF_ERROR(operation.Begin(stream, cached));
   ONEEMB_RETURN_IF_ERROR(TakeSpace(cached, results, 0, &operation));
-  return ToFfi("stage",
-               operation.Meet(true, [](GpuTier*, const TieredTable& t, Board*) {
-                 return tier_api->stage(t);
-               }));
+  return ToFfi("stage", operation.Meet(true, [](GpuTier* tier,
+                                                const TieredTable& t, Board*) {
+    return OrNoMemory(*tier, tier_api->stage(t));
+  }));
 }
 
 ffi::Error PrefetchHandler(cudaStream_t stream, ffi::RunId run,
@@ -161,8 +168,8 @@ ffi::Error PrefetchHandler(cudaStream_t stream, ffi::RunId run,
   ONEEMB_RETURN_IF_ERROR(TakeSpace(cached, results, 0, &operation));
   return ToFfi(
       "prefetch",
-      operation.Meet(false, [](GpuTier*, const TieredTable& t, Board*) {
-        return tier_api->prefetch(t);
+      operation.Meet(false, [](GpuTier* tier, const TieredTable& t, Board*) {
+        return OrNoMemory(*tier, tier_api->prefetch(t));
       }));
 }
 
@@ -367,6 +374,7 @@ ffi::Error WriteCachedRowsHandler(cudaStream_t stream, ffi::RunId run,
   const ffi::AnyBuffer& values = cached.buffers.back();
   ONEEMB_RETURN_IF_ERROR(CheckBuffer("values", values, ffi::U32,
                                      {call.ids.size, call.table.row_words}));
+  ONEEMB_RETURN_IF_ERROR(CheckPositions(call.ids.size));
   ONEEMB_RETURN_IF_ERROR(CheckCachedInPlace("write_rows", cached, results));
   ONEEMB_RETURN_IF_ERROR(CheckRoom(call));
   ONEEMB_RETURN_IF_ERROR(operation.Begin(stream, cached));
@@ -378,10 +386,10 @@ ffi::Error WriteCachedRowsHandler(cudaStream_t stream, ffi::RunId run,
   auto* const apply = static_cast<bool*>(rest);
   void* const space = static_cast<char*>(rest) + kFlagBytes;
   operation.places().verdict = apply;
-  const cudaError_t error =
-      operation.Meet(true, [](GpuTier*, const TieredTable& t, Board* board) {
+  const cudaError_t error = operation.Meet(
+      true, [](GpuTier* tier, const TieredTable& t, Board* board) {
         const uint32_t before = board->generation;
-        if (!tier_api->stage(t)) return false;
+        if (!OrNoMemory(*tier, tier_api->stage(t))) return false;
         if (board->generation == before) return false;  // stale, and counted
         if (!tier_api->may_write(t)) return false;
         ++board->generation;

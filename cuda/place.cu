@@ -129,6 +129,14 @@ __device__ bool ClaimsStaged(const PlaceArgs& a, int32_t slot) {
   return false;
 }
 
+// Whether a position of a cached table had no slot when it was looked up: its
+// activation was NaN, whatever has been staged since.
+__device__ bool WasUnstaged(const PlaceArgs& a, const PlacedBatch& placed,
+                            int64_t position) {
+  return a.mode == PlaceMode::kUpdate && a.table.cached() &&
+         placed.batch.slots[position - placed.begin] == kSlotMissing;
+}
+
 // The slot of a position that the lookup reported missing, or the code of its
 // claim; for a whole warp, of which the lanes with `missing` ask.
 __device__ int32_t PlaceMissing(const PlaceArgs& a, bool saw_layout,
@@ -144,6 +152,10 @@ __device__ int32_t PlaceMissing(const PlaceArgs& a, bool saw_layout,
     const int32_t rejected = a.keys.Reject(id, table);
     missing = rejected == 0;
     if (!missing) code = rejected;
+    if (missing && WasUnstaged(a, placed, position)) {
+      atomicAdd(&a.state->unstaged, 1U);
+      missing = false;
+    }
   }
   const Key key = a.keys.MakeKey(id, table);
   const bool cached = a.table.cached();

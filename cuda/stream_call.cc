@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <map>
+#include <new>
 #include <thread>
 #include <utility>
 
@@ -118,8 +119,26 @@ void StreamCaller::Serve() {
 }
 
 // A board is free again when the stream has come to a question after its own.
-void StreamCaller::AwaitBoard(uint32_t ticket) const {
-  if (ticket > kBoards) Await(reached_, ticket - kBoards + 1);
+cudaError_t StreamCaller::AwaitBoard(uint32_t ticket) const {
+  if (ticket <= kBoards) return cudaSuccess;
+  while (!HasReached(*reached_, ticket - kBoards + 1)) {
+    // A stream that has failed comes nowhere any more.
+    const cudaError_t error = cudaStreamQuery(stream_);
+    if (error != cudaSuccess && error != cudaErrorNotReady) return error;
+    std::this_thread::sleep_for(kNap);
+  }
+  return cudaSuccess;
+}
+
+cudaError_t StreamCaller::Queue(uint32_t ticket, Function function) {
+  try {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    requests_.push_back({ticket, std::move(function)});
+  } catch (const std::bad_alloc&) {
+    return cudaErrorMemoryAllocation;
+  }
+  changed_.notify_one();
+  return cudaSuccess;
 }
 
 cudaError_t StreamCaller::Ask(const BoardStep& before, Function function,
@@ -128,19 +147,16 @@ cudaError_t StreamCaller::Ask(const BoardStep& before, Function function,
   ONEEMB_RETURN_IF_CUDA_ERROR(GetDriver(&driver));
   const std::lock_guard<std::mutex> lock(calls_);
   const uint32_t ticket = last_ticket_ + 1;
-  AwaitBoard(ticket);
+  ONEEMB_RETURN_IF_CUDA_ERROR(AwaitBoard(ticket));
   ONEEMB_RETURN_IF_CUDA_ERROR(before(Board(ticket)));
   const auto stream = static_cast<CUstream>(stream_);
+  // Before the stream asks: a question that nobody answers would stop it.
+  ONEEMB_RETURN_IF_CUDA_ERROR(Queue(ticket, std::move(function)));
   if (driver.write(stream, DeviceAddress(reached_), ticket,
                    CU_STREAM_WRITE_VALUE_DEFAULT) != CUDA_SUCCESS) {
     return cudaErrorNotSupported;
   }
   last_ticket_ = ticket;
-  {
-    const std::lock_guard<std::mutex> queue(mutex_);
-    requests_.push_back({ticket, std::move(function)});
-  }
-  changed_.notify_one();
   if (driver.wait(stream, DeviceAddress(done_), ticket,
                   CU_STREAM_WAIT_VALUE_GEQ) != CUDA_SUCCESS) {
     return cudaErrorNotSupported;

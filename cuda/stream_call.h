@@ -4,8 +4,9 @@
 // for nothing. The stream writes a number where a thread of ours looks, and
 // then waits until that thread has written it back. (A host function of CUDA
 // would hold up other streams, and copies of arrays that are done.) That thread
-// may not call CUDA: what loads a kernel elsewhere may hold CUDA's locks until
-// the whole device, and so this stream, stands still.
+// may not call CUDA, nor wait for one that does so for another stream of the
+// device (XLA has one): what loads a kernel may hold CUDA's locks until the
+// whole device, and so this stream, stands still.
 //
 // Meet: the thread waits until the stream has come there, and then may use it.
 #pragma once
@@ -71,7 +72,8 @@ class StreamCaller {
   explicit StreamCaller(cudaStream_t stream) : stream_(stream) {}
   cudaError_t Start();
   void Serve();
-  void AwaitBoard(uint32_t ticket) const;
+  cudaError_t AwaitBoard(uint32_t ticket) const;
+  cudaError_t Queue(uint32_t ticket, Function function);
   void* Board(uint32_t ticket) const {
     return boards_.data + (ticket % kBoards) * kBoardBytes;
   }

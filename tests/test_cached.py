@@ -68,6 +68,26 @@ def test_unstaged_ids_read_nan_and_change_nothing(table):
     assert oe.size(table) == 4
 
 
+def test_what_read_nan_is_no_gradient_once_it_is_staged(table):
+    table = train(table, IDS, GRADS)
+    mixed = np.array([1, 2, 7, 3])
+    before = all_rows(table)
+    acts, ctx = oe.lookup(table, mixed)
+    table = oe.stage(table, mixed)
+    table = oe.update(table, ctx, acts)
+    assert all_rows(table) == before
+    assert oe.stats(table)["unstaged"] == 2
+
+
+def test_a_kept_tables_lookup_is_no_gradient(table):
+    kept = train(table, IDS, GRADS)
+    table = train(jax.tree.map(jnp.copy, kept), IDS, GRADS)
+    before = all_rows(table)
+    acts, ctx = oe.lookup(kept, IDS)
+    assert np.isnan(acts).all()
+    assert all_rows(oe.update(table, ctx, acts)) == before
+
+
 def test_a_lookup_alone_is_counted(table):
     acts, _ = jax.jit(oe.lookup)(table, PACKED)
     assert np.isnan(acts).all()

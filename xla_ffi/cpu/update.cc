@@ -238,15 +238,20 @@ void PlaceRows(Parallel* parallel, const TableView& table,
 }
 
 // The same for a cached table, whose new rows have their slots from `stage`.
-// False when a position has none: then its activations were NaN, and all
-// gradients of the batch may be.
+// False when a position has none, or had none when it was looked up: then its
+// activations were NaN, and all gradients of the batch may be.
 bool PlaceStaged(Parallel* parallel, const TableView& table,
                  const TableRules& rules, const FlatBatch& batch,
                  const SlotReport& report, int32_t* slots) {
   const int64_t used = static_cast<int64_t>(table.counters[kSlotsUsed]);
-  FindSlots(parallel, table, rules, batch, report, used, slots);
-  const int64_t unstaged =
-      std::count(slots, slots + batch.size(), kSlotMissing);
+  const auto missing = [&] {
+    return std::count(slots, slots + batch.size(), kSlotMissing);
+  };
+  int64_t unstaged = missing();
+  if (unstaged == 0) {
+    FindSlots(parallel, table, rules, batch, report, used, slots);
+    unstaged = missing();
+  }
   table.counters[kUnstaged] += static_cast<uint64_t>(unstaged);
   return unstaged == 0;
 }

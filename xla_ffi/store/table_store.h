@@ -64,7 +64,8 @@ class TableStore {
   RowMover& mover() { return mover_; }
   // What the last look for victims found beyond what it was for (cpu/tier.h).
   std::vector<TierVictim>& victims() { return victims_; }
-  // How many slots the newest table has reserved.
+  // How many slots the newest table has reserved at most: what a GPU makes of
+  // them is not taken off.
   int64_t& reserved() { return reserved_; }
 
   // The batch that was staged last, or null. It does not change any more.

@@ -53,7 +53,9 @@ void WriteStagedRows(const CachedTable& table, const IdsView& ids,
   const KeyRules& rules = table.rules.keys;
   IdCursor id(ids, 0);
   for (int64_t i = 0; i < ids.size; ++i, id.Next()) {
-    if (rules.Reject(id.id(), id.table()) < 0) continue;
+    const int32_t rejected = rules.Reject(id.id(), id.table());
+    view.counters[kBadTables] += rejected == kSlotBadTable ? 1 : 0;
+    if (rejected < 0) continue;
     const Key key = rules.MakeKey(id.id(), id.table());
     const int32_t slot = FindSlot(view.index, key, HashKey(key));
     view.counters[kUnstaged] += slot < 0 ? 1 : 0;

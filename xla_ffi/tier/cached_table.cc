@@ -98,8 +98,7 @@ class Staging {
     for (int64_t i = 0; i < std::min(unused, wanted); ++i) {
       slots_.push_back(static_cast<int32_t>(used + i));
     }
-    tier_->counters()[kSlotsUsed] +=
-        static_cast<uint64_t>(std::min(unused, wanted));
+    newly_used_ = std::min(unused, wanted);
     return true;
   }
 
@@ -137,7 +136,6 @@ class Staging {
     for (const SlotEntry& victim : described_) {
       reserved_ -= victim.state == kSlotReserved ? 1 : 0;
     }
-    if (!victims_.empty() && !tier_->Evict(victims_)) return false;
     std::vector<Admission> admissions;
     const size_t count = std::min(admitted_.size(), slots_.size());
     admissions.reserve(count);
@@ -149,7 +147,12 @@ class Staging {
       admissions.push_back(
           {missing_[from], slots_[i], state, static_cast<int64_t>(from)});
     }
-    return tier_->Admit(admissions, static_cast<uint32_t>(now_), rows);
+    if (!victims_.empty() && !tier_->Evict(victims_)) return false;
+    if (!tier_->Admit(admissions, static_cast<uint32_t>(now_), rows)) {
+      return false;
+    }
+    tier_->counters()[kSlotsUsed] += static_cast<uint64_t>(newly_used_);
+    return true;
   }
 
   void Finish(int64_t resident) const {
@@ -173,6 +176,7 @@ class Staging {
   std::vector<int32_t> victims_;
   std::vector<SlotEntry> described_;  // of victims_
   std::vector<int32_t> slots_;        // for admitted_, as far as there is room
+  int64_t newly_used_ = 0;            // slots of them that never were in use
   int64_t written_ = 0;
   int64_t reserved_ = 0;  // slots reserved now that were not before
   TakeReport report_;

@@ -62,7 +62,7 @@ class DeviceTier {
                                    int64_t* resident, uint64_t* digest) = 0;
 
   // Up to `count` slots in use whose clock is not `now`, the longest unused
-  // ones, ties by slot; in order of slots.
+  // ones, ties by slot; in order of slots. Ages from 65,535 on may tie.
   virtual bool ChooseVictims(uint32_t now, int64_t count, Victims which,
                              std::vector<int32_t>* slots) = 0;
   // The same with kAny, for a table as it goes from batch to batch: `queue`

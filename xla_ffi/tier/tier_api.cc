@@ -38,17 +38,12 @@ bool MayWrite(const TieredTable& table) {
   return MayChangeRows(table, Operation::kWrite, true);
 }
 
-void Report(const TieredTable& table, const std::string& what) {
-  if (table.store == nullptr) return;
-  table.store->Report({StatusKind::kIoError, what});
-}
-
 }  // namespace
 
 const TierApi* GetTierApi() {
   static constexpr TierApi kApi = {
-      FindStore,  Stage, Prefetch,  WriteDown, Flush, ReadRowsBelow,
-      MayReadNow, Count, MayUpdate, MayWrite,  Report};
+      FindStore,     Stage,      Prefetch, WriteDown, Flush,
+      ReadRowsBelow, MayReadNow, Count,    MayUpdate, MayWrite};
   return &kApi;
 }
 

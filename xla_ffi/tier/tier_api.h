@@ -28,9 +28,6 @@ struct TierApi {
   // update that changes none the Store need not know.
   bool (*may_update)(const TieredTable& table, bool changes_rows);
   bool (*may_write)(const TieredTable& table);
-
-  // What the device could not do, for the next call on the host to raise.
-  void (*report)(const TieredTable& table, const std::string& what);
 };
 
 const TierApi* GetTierApi();
