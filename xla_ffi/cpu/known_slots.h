@@ -1,8 +1,8 @@
 // Slots that one search found, for another one of the same ids.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-#include <cstring>
 
 #include "core/ids.h"
 #include "core/table_view.h"
@@ -29,16 +29,16 @@ inline bool MayKnow(const KnownSlots& known, const TableView& table,
          seen.words_per_id == ids.words_per_id && seen.size == ids.size &&
          seen.batch_size == ids.batch_size &&
          seen.table_period == ids.table_period &&
-         std::memcmp(seen.table_ids, ids.table_ids,
-                     static_cast<size_t>(tables) * sizeof(int32_t)) == 0;
+         std::equal(seen.table_ids, seen.table_ids + tables, ids.table_ids);
 }
 
 // Whether it has those of ids[range], when it may.
 inline bool Knows(const KnownSlots& known, const IdsView& ids, Range range) {
   const int64_t begin = range.begin * ids.words_per_id;
   const int64_t words = range.end * ids.words_per_id - begin;
-  return std::memcmp(known.ids.words + begin, ids.words + begin,
-                     static_cast<size_t>(words) * sizeof(uint32_t)) == 0;
+  // Not memcmp: of an empty batch there may be no words.
+  const uint32_t* const seen = known.ids.words + begin;
+  return std::equal(seen, seen + words, ids.words + begin);
 }
 
 // What Probe (cpu/probe.h) does, without a search.
