@@ -19,29 +19,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tiers
 
 import oneemb_jax as oe
-from oneemb_jax.cache import budget_for
 
-BATCHES = 8
+BATCHES = 8  # of which the cache has room for two
 WARM_UP = 2 * BATCHES
-
-
-def make_embedding(kind: str, folder: str, ids: int, dim: int) -> Any:
-    """An embedding of all batches' rows; a cache has room for two batches."""
-    if kind == "device_mem":
-        store: Any = oe.make_device_mem_store_options(capacity=BATCHES * ids)
-    else:
-        with make_embedding("device_mem", folder, ids, dim) as plain:
-            budget = budget_for(plain.spec, 2 * ids)
-        make = {
-            "cached_host_mem": oe.make_cached_host_mem_store_options,
-            "cached_ssd": oe.make_cached_ssd_store_options,
-        }[kind]
-        store = make(budget, folder)
-    return oe.MultiTableEmbedding(
-        "gpu_tiers", dim, "float32", "int64", store_options=store, optimizer=oe.sgd(0.1)
-    )
 
 
 def dense_part(rounds: int) -> Any:
@@ -93,9 +76,10 @@ def step_ms(kind: str, prefetch: bool, rounds: int, options: Any) -> float:
     ids = np.arange(BATCHES * options.ids).reshape(BATCHES, -1)
     every = [jnp.asarray(oe.pack_ids(one)) for one in ids]
     store = "device_mem" if kind == "dense" else kind
+    shape = (BATCHES * options.ids, options.dim, 2 / BATCHES)
     with (
         tempfile.TemporaryDirectory() as folder,
-        make_embedding(store, folder, options.ids, options.dim) as emb,
+        tiers.make_embedding(store, folder, *shape, "gpu_tiers", oe.sgd(0.1)) as emb,
     ):
         table = emb.init()
         times = []

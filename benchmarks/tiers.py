@@ -33,6 +33,7 @@ from oneemb_jax.cache import budget_for
 from oneemb_jax.host import write_raw_rows
 
 FEATURES = 32
+ADAGRAD = oe.adagrad(0.05)
 #: Times of a step in device memory, as others published them: dynamicemb and FBGEMM
 #: in corelib/dynamicemb/benchmark/benchmark_results.json of NVIDIA/recsys-examples
 #: 43465aea (H100, Adam, 128 floats, 1,048,570 ids of a power law of 1.05);
@@ -51,13 +52,20 @@ ROW_HEADER = 24
 
 
 def make_embedding(
-    kind: str, folder: str, rows: int, dim: int, cache: float, name: str = "tiers"
+    kind: str,
+    folder: str,
+    rows: int,
+    dim: int,
+    cache: float,
+    name: str = "tiers",
+    optimizer: oe.Optimizer = ADAGRAD,
 ) -> Any:
     """An embedding whose rows are in ``kind``, that share of them in the cache."""
+    shape = (rows, dim, cache, name, optimizer)
     if kind == "device_mem":
         store: Any = oe.make_device_mem_store_options(capacity=rows)
     else:
-        with make_embedding("device_mem", folder, rows, dim, cache, name) as plain:
+        with make_embedding("device_mem", folder, *shape) as plain:
             budget = budget_for(plain.spec, int(rows * cache))
         make = {
             "cached_host_mem": oe.make_cached_host_mem_store_options,
@@ -70,7 +78,7 @@ def make_embedding(
         "float32",
         "int64",
         store_options=store,
-        optimizer=oe.adagrad(0.05),
+        optimizer=optimizer,
     )
 
 
