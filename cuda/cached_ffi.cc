@@ -138,16 +138,26 @@ bool OrNoMemory(const GpuTier& tier, bool done) {
   return done;
 }
 
+// What every call with a batch of ids begins with.
+ffi::Error BeginBatch(cudaStream_t stream, const ffi::RemainingArgs& args,
+                      const ffi::Dictionary& attributes, ffi::RunId run,
+                      size_t more, CachedCall* cached,
+                      CachedOperation* operation) {
+  ONEEMB_RETURN_IF_ERROR(
+      DecodeCachedBatch(args, attributes, run, more, cached));
+  ONEEMB_RETURN_IF_ERROR(CheckPositions(cached->call.ids.size));
+  return operation->Begin(stream, *cached);
+}
+
 ffi::Error StageHandler(cudaStream_t stream, ffi::RunId run,
                         ffi::RemainingArgs args, ffi::RemainingRets results,
                         ffi::Dictionary attributes) {
   CachedCall cached;
   CachedOperation operation;
-  ONEEMB_RETURN_IF_ERROR(DecodeCachedBatch(args, attributes, run, 0, &cached));
-  ONEEMB_RETURN_IF_ERROR(CheckPositions(cached.call.ids.size));
+  ONEEMB_RETURN_IF_ERROR(
+      BeginBatch(stream, args, attributes, run, 0, &cached, &operation));
   ONEEMB_RETURN_IF_ERROR(CheckCachedInPlace("stage", cached, results));
   ONEEMB_RETURN_IF_ERROR(CheckRoom(cached.call));
-  ONEEMB_RETURN_IF_ERROR(operation.Begin(stream, cached));
   ONEEMB_RETURN_IF_ERROR(TakeSpace(cached, results, 0, &operation));
   return ToFfi("stage", operation.Meet(true, [](GpuTier* tier,
                                                 const TieredTable& t, Board*) {
@@ -160,11 +170,10 @@ ffi::Error PrefetchHandler(cudaStream_t stream, ffi::RunId run,
                            ffi::Dictionary attributes) {
   CachedCall cached;
   CachedOperation operation;
-  ONEEMB_RETURN_IF_ERROR(DecodeCachedBatch(args, attributes, run, 0, &cached));
-  ONEEMB_RETURN_IF_ERROR(CheckPositions(cached.call.ids.size));
+  ONEEMB_RETURN_IF_ERROR(
+      BeginBatch(stream, args, attributes, run, 0, &cached, &operation));
   ONEEMB_RETURN_IF_ERROR(
       CheckInPlace("prefetch", {&cached.buffers[5]}, results));
-  ONEEMB_RETURN_IF_ERROR(operation.Begin(stream, cached));
   ONEEMB_RETURN_IF_ERROR(TakeSpace(cached, results, 0, &operation));
   return ToFfi(
       "prefetch",
@@ -246,14 +255,13 @@ ffi::Error LookupCachedHandler(cudaStream_t stream, ffi::RunId run,
   CachedCall cached;
   CachedOperation operation;
   LookupOutput out{};
-  ONEEMB_RETURN_IF_ERROR(DecodeCachedBatch(args, attributes, run, 0, &cached));
-  ONEEMB_RETURN_IF_ERROR(CheckPositions(cached.call.ids.size));
+  ONEEMB_RETURN_IF_ERROR(
+      BeginBatch(stream, args, attributes, run, 0, &cached, &operation));
   ONEEMB_RETURN_IF_ERROR(DecodeLookup(
       {cached.buffers[4], *activations, *slots, *seen_version, *counts},
       &cached.call, &out));
   ONEEMB_RETURN_IF_ERROR(CheckWorkspace(
       *workspace, LookupSpace(cached.call.rules, cached.call.ids.size)));
-  ONEEMB_RETURN_IF_ERROR(operation.Begin(stream, cached));
   LookupHooks hooks;
   hooks.before_find = [&](LookupState* state) {
     operation.places().lookup = state;
@@ -336,15 +344,14 @@ ffi::Error ReadCachedRowsHandler(cudaStream_t stream, ffi::RunId run,
   CachedCall cached;
   CachedOperation operation;
   void* workspace = nullptr;
-  ONEEMB_RETURN_IF_ERROR(DecodeCachedBatch(args, attributes, run, 0, &cached));
-  ONEEMB_RETURN_IF_ERROR(CheckPositions(cached.call.ids.size));
+  ONEEMB_RETURN_IF_ERROR(
+      BeginBatch(stream, args, attributes, run, 0, &cached, &operation));
   auto out = results.get<ffi::AnyBuffer>(0);
   auto out_slots = results.get<ffi::AnyBuffer>(1);
   if (out.has_error()) return out.error();
   if (out_slots.has_error()) return out_slots.error();
   const TableCall& call = cached.call;
   ONEEMB_RETURN_IF_ERROR(CheckRowsRead(call, **out, **out_slots));
-  ONEEMB_RETURN_IF_ERROR(operation.Begin(stream, cached));
   ONEEMB_RETURN_IF_ERROR(TakeSpace(cached, results,
                                    LookupSpace(call.rules, call.ids.size),
                                    &operation, &workspace));
@@ -369,15 +376,14 @@ ffi::Error WriteCachedRowsHandler(cudaStream_t stream, ffi::RunId run,
   CachedCall cached;
   CachedOperation operation;
   void* rest = nullptr;
-  ONEEMB_RETURN_IF_ERROR(DecodeCachedBatch(args, attributes, run, 1, &cached));
+  ONEEMB_RETURN_IF_ERROR(
+      BeginBatch(stream, args, attributes, run, 1, &cached, &operation));
   const TableCall& call = cached.call;
   const ffi::AnyBuffer& values = cached.buffers.back();
   ONEEMB_RETURN_IF_ERROR(CheckBuffer("values", values, ffi::U32,
                                      {call.ids.size, call.table.row_words}));
-  ONEEMB_RETURN_IF_ERROR(CheckPositions(call.ids.size));
   ONEEMB_RETURN_IF_ERROR(CheckCachedInPlace("write_rows", cached, results));
   ONEEMB_RETURN_IF_ERROR(CheckRoom(call));
-  ONEEMB_RETURN_IF_ERROR(operation.Begin(stream, cached));
   ONEEMB_RETURN_IF_ERROR(TakeSpace(
       cached, results,
       kFlagBytes +

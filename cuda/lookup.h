@@ -12,11 +12,12 @@ namespace oneemb::gpu {
 
 // What the kernels of a lookup of a cached table and its Store tell each other.
 struct LookupState {
-  uint32_t stale;     // from before Find: nothing is to be read
-  uint32_t unstaged;  // by Find, which adds to it: ids that have no slot
+  uint32_t stale;     // from before rows are found: nothing is to be read
+  uint32_t unstaged;  // added to as they are found: ids that have no slot
 };
 
-// What is put on the stream around Find, for a cached table.
+// What is put on the stream around the kernel that finds rows, for a cached
+// table.
 struct LookupHooks {
   std::function<cudaError_t(LookupState*)> before_find;
   std::function<cudaError_t(LookupState*)> after_find;

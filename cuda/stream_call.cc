@@ -2,6 +2,7 @@
 
 #include <cuda.h>
 
+#include <atomic>
 #include <chrono>
 #include <map>
 #include <new>
@@ -56,16 +57,16 @@ void Await(volatile uint32_t* word, uint32_t ticket) {
   std::atomic_thread_fence(std::memory_order_acquire);
 }
 
-}  // namespace
-
-cudaError_t AllocatePinned(int64_t size, PinnedBytes* out) {
+cudaError_t AllocatePinned(int64_t size, char** out) {
   void* data = nullptr;
   ONEEMB_RETURN_IF_CUDA_ERROR(
       cudaHostAlloc(&data, static_cast<size_t>(size),
                     cudaHostAllocPortable | cudaHostAllocMapped));
-  *out = {static_cast<char*>(data), size};
+  *out = static_cast<char*>(data);
   return cudaSuccess;
 }
+
+}  // namespace
 
 // Callers stay until the process ends, whose threads end with it: what they
 // serve may be on a stream until then.
@@ -93,7 +94,7 @@ cudaError_t StreamCaller::Start() {
   ONEEMB_RETURN_IF_CUDA_ERROR(
       AllocatePinned((kBoards + 3) * kBoardBytes, &boards_));
   ONEEMB_RETURN_IF_CUDA_ERROR(AllocatePinned(2 * kTransferBytes, &transfer_));
-  char* const counts = boards_.data + (kBoards + 1) * kBoardBytes;
+  char* const counts = boards_ + (kBoards + 1) * kBoardBytes;
   reached_ = reinterpret_cast<volatile uint32_t*>(counts);
   done_ = reinterpret_cast<volatile uint32_t*>(counts + kBoardBytes);
   *reached_ = 0;
@@ -120,7 +121,6 @@ void StreamCaller::Serve() {
 
 // A board is free again when the stream has come to a question after its own.
 cudaError_t StreamCaller::AwaitBoard(uint32_t ticket) const {
-  if (ticket <= kBoards) return cudaSuccess;
   while (!HasReached(*reached_, ticket - kBoards + 1)) {
     // A stream that has failed comes nowhere any more.
     const cudaError_t error = cudaStreamQuery(stream_);
@@ -168,7 +168,7 @@ cudaError_t StreamCaller::Meet(const BoardStep& before,
                                const Function& function,
                                const BoardStep& after) {
   const std::lock_guard<std::mutex> lock(calls_);
-  void* const board = boards_.data + kBoards * kBoardBytes;
+  void* const board = boards_ + kBoards * kBoardBytes;
   ONEEMB_RETURN_IF_CUDA_ERROR(before(board));
   ONEEMB_RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(stream_));
   function(board);

@@ -13,7 +13,6 @@
 
 #include <cuda_runtime_api.h>
 
-#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -22,13 +21,6 @@
 #include <mutex>
 
 namespace oneemb::gpu {
-
-// Memory of the host that does not move, for as long as the process lives.
-struct PinnedBytes {
-  char* data = nullptr;
-  int64_t size = 0;
-};
-cudaError_t AllocatePinned(int64_t size, PinnedBytes* out);
 
 // One for each stream that has ever called. Thread-safe.
 class StreamCaller {
@@ -59,9 +51,7 @@ class StreamCaller {
   // For functions that are met: the stream, and memory to copy from and to, two
   // pieces of kTransferBytes.
   cudaStream_t stream() const { return stream_; }
-  char* transfer(int piece) const {
-    return transfer_.data + piece * kTransferBytes;
-  }
+  char* transfer(int piece) const { return transfer_ + piece * kTransferBytes; }
 
  private:
   struct Request {
@@ -75,12 +65,13 @@ class StreamCaller {
   cudaError_t AwaitBoard(uint32_t ticket) const;
   cudaError_t Queue(uint32_t ticket, Function function);
   void* Board(uint32_t ticket) const {
-    return boards_.data + (ticket % kBoards) * kBoardBytes;
+    return boards_ + (ticket % kBoards) * kBoardBytes;
   }
 
   const cudaStream_t stream_;
-  PinnedBytes boards_;
-  PinnedBytes transfer_;
+  // Memory of the host that does not move.
+  char* boards_ = nullptr;
+  char* transfer_ = nullptr;
   // Tickets, as the stream and the host count them.
   volatile uint32_t* reached_ = nullptr;
   volatile uint32_t* done_ = nullptr;

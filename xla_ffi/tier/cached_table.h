@@ -16,8 +16,8 @@
 
 namespace oneemb {
 
-// Whether rows may be changed now, which takes the Store's operations(); counts
-// it if not.
+// Whether rows may be changed now; counts it if not. The Store's operations()
+// is held, if there is a Store.
 bool MayChange(const TieredTable& table, Operation operation);
 
 // Whether rows may be read.
