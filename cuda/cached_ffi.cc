@@ -1,6 +1,7 @@
 // The handlers of cached tables. What a table's Store has to say is said on the
 // host, at a point of the stream (cuda/stream_call.h): what moves rows meets
 // the stream, what only asks whether it may go on makes the stream wait.
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <new>
@@ -92,7 +93,7 @@ class CachedOperation {
   }
 
   cudaError_t Serve(const Work& work, Board* board) const {
-    GpuTier tier(caller_, view_, rules_, ids_, space_, board->counters,
+    GpuTier tier(stream_, view_, rules_, ids_, space_, board->counters,
                  &board->generation);
     const TieredTable table{&tier, store_, board->nonce, run_};
     board->verdict = 0;
@@ -281,60 +282,41 @@ ffi::Error LookupCachedHandler(cudaStream_t stream, ffi::RunId run,
                       cached.call.ids, out, workspace->untyped_data(), &hooks));
 }
 
-// Copies of a batch in host memory.
-struct HostIds {
-  std::vector<uint32_t> words;
-  std::vector<int32_t> tables;
-  IdsView view;
-
-  bool Copy(GpuTier* tier, const IdsView& ids) {
-    const int64_t batches = ids.batch_size == 0 ? 0 : ids.size / ids.batch_size;
-    words.resize(static_cast<size_t>(ids.size * ids.words_per_id));
-    tables.resize(static_cast<size_t>(batches * ids.table_period));
-    view = ids;
-    view.words = words.data();
-    view.table_ids = tables.data();
-    return tier->ToHost(ids.words,
-                        static_cast<int64_t>(words.size() * sizeof(uint32_t)),
-                        words.data()) &&
-           tier->ToHost(ids.table_ids,
-                        static_cast<int64_t>(tables.size() * sizeof(int32_t)),
-                        tables.data());
-  }
-};
+// A batch in host memory, for as long as the tier lasts.
+bool IdsToHost(GpuTier* tier, const IdsView& ids, IdsView* host) {
+  const int64_t batches = ids.batch_size == 0 ? 0 : ids.size / ids.batch_size;
+  *host = ids;
+  host->words = tier->ToHost(ids.words, ids.size * ids.words_per_id);
+  host->table_ids = tier->ToHost(ids.table_ids, batches * ids.table_period);
+  return host->words != nullptr && host->table_ids != nullptr;
+}
 
 // Rows that the device tier lacks, from the Store into `rows` and `slots`.
-bool ReadRest(GpuTier* tier, const TieredTable& table, const KeyRules& rules,
-              const IdsView& ids, uint32_t* rows, int32_t* slots) {
-  HostIds host;
-  std::vector<int32_t> found_slots(static_cast<size_t>(ids.size));
-  const int64_t slot_bytes = ids.size * int64_t{sizeof(int32_t)};
-  if (!host.Copy(tier, ids) ||
-      !tier->ToHost(slots, slot_bytes, found_slots.data())) {
-    return false;
-  }
+bool ReadRest(GpuTier* tier, const TieredTable& table, const TableCall& call,
+              uint32_t* rows, int32_t* slots) {
+  const IdsView& ids = call.ids;
+  IdsView host{};
+  const int32_t* const found_slots = tier->ToHost(slots, ids.size);
+  if (found_slots == nullptr || !IdsToHost(tier, ids, &host)) return false;
   std::vector<Key> keys;
   std::vector<int32_t> positions;
-  IdCursor id(host.view, 0);
+  IdCursor id(host, 0);
   for (int64_t i = 0; i < ids.size; ++i, id.Next()) {
-    if (found_slots[static_cast<size_t>(i)] != kSlotMissing) continue;
-    keys.push_back(rules.MakeKey(id.id(), id.table()));
+    if (found_slots[i] != kSlotMissing) continue;
+    keys.push_back(call.rules.keys.MakeKey(id.id(), id.table()));
     positions.push_back(static_cast<int32_t>(i));
   }
-  std::vector<char> fetched(keys.size() *
-                            static_cast<size_t>(tier->row_bytes()));
-  std::vector<uint8_t> found;
-  tier_api->read_below(table, keys, fetched.data(), &found);
-  std::vector<int64_t> from;
-  std::vector<int32_t> to;
+  if (keys.empty()) return true;
+  TakenRows below;
+  tier_api->read_below(table, keys, &below);
+  auto* const new_slots = tier->Pinned<int32_t>(ids.size);
+  if (new_slots == nullptr) return false;
+  std::copy_n(found_slots, ids.size, new_slots);
   for (size_t i = 0; i < keys.size(); ++i) {
-    if (found[i] == 0) continue;
-    from.push_back(static_cast<int64_t>(i));
-    to.push_back(positions[i]);
-    found_slots[static_cast<size_t>(positions[i])] = 0;
+    if (below.rows[i] != nullptr) new_slots[positions[i]] = 0;
   }
-  return tier->PutRows(fetched.data(), from, to, rows) &&
-         tier->ToDevice(found_slots.data(), slot_bytes, slots);
+  return tier->Copy(new_slots, ids.size, slots) &&
+         tier->PutRows(below.rows, positions, rows);
 }
 
 ffi::Error ReadCachedRowsHandler(cudaStream_t stream, ffi::RunId run,
@@ -343,7 +325,6 @@ ffi::Error ReadCachedRowsHandler(cudaStream_t stream, ffi::RunId run,
                                  ffi::Dictionary attributes) {
   CachedCall cached;
   CachedOperation operation;
-  void* workspace = nullptr;
   ONEEMB_RETURN_IF_ERROR(
       BeginBatch(stream, args, attributes, run, 0, &cached, &operation));
   auto out = results.get<ffi::AnyBuffer>(0);
@@ -352,6 +333,7 @@ ffi::Error ReadCachedRowsHandler(cudaStream_t stream, ffi::RunId run,
   if (out_slots.has_error()) return out_slots.error();
   const TableCall& call = cached.call;
   ONEEMB_RETURN_IF_ERROR(CheckRowsRead(call, **out, **out_slots));
+  void* workspace = nullptr;
   ONEEMB_RETURN_IF_ERROR(TakeSpace(cached, results,
                                    LookupSpace(call.rules, call.ids.size),
                                    &operation, &workspace));
@@ -360,12 +342,10 @@ ffi::Error ReadCachedRowsHandler(cudaStream_t stream, ffi::RunId run,
   ONEEMB_RETURN_IF_ERROR(
       ToFfi("read_rows", ReadRows(stream, call.table, call.rules, call.ids,
                                   rows, slots, workspace)));
-  const KeyRules keys = call.rules.keys;
-  const IdsView ids = call.ids;
   return ToFfi(
       "read_rows",
-      operation.Meet(false, [=](GpuTier* tier, const TieredTable& t, Board*) {
-        return ReadRest(tier, t, keys, ids, rows, slots);
+      operation.Meet(false, [&](GpuTier* tier, const TieredTable& t, Board*) {
+        return ReadRest(tier, t, call, rows, slots);
       }));
 }
 

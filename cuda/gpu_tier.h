@@ -7,6 +7,7 @@
 
 #include "core/table_view.h"
 #include "cuda/launch.h"
+#include "cuda/pinned.h"
 #include "cuda/place.h"
 #include "cuda/stream_call.h"
 #include "cuda/tier.h"
@@ -23,7 +24,6 @@ struct TierSpace {
   int32_t* slots;
   SlotAdmission* admissions;
   SlotDescription* descriptions;
-  char* rows;  // two pieces of StreamCaller::kTransferBytes
 };
 TierSpace TakeTierSpace(const TableRules& rules, int64_t capacity, int64_t n,
                         Workspace* workspace);
@@ -36,62 +36,84 @@ constexpr int64_t kFlagBytes = 256;
 class GpuTier final : public DeviceTier {
  public:
   // What it is given outlives it; `view` and `ids` are on the device.
-  GpuTier(StreamCaller* caller, const TableView& view, const TableRules& rules,
+  GpuTier(cudaStream_t stream, const TableView& view, const TableRules& rules,
           const IdsView& ids, const TierSpace& space, uint64_t* counters,
           uint32_t* generation)
       : DeviceTier(view.capacity, view.row_words, counters, generation),
-        caller_(caller),
-        stream_(caller->stream()),
+        stream_(stream),
         view_(view),
         rules_(rules),
         ids_(ids),
         space_(space) {}
 
+  // Copies on their way are from or to memory of its own. Who has asked for
+  // none may not call CUDA either.
+  ~GpuTier() override {
+    if (!pinned_.empty()) Wait();
+  }
+
   // The first error of the device, which made a function return false.
   cudaError_t error() const { return error_; }
 
+  BufferSource* memory() override { return PinnedBuffers(); }
   bool Digest(uint64_t* digest) override;
   bool FindMissing(std::vector<Key>* missing) override;
   bool FindMissingAndTouch(uint32_t now, std::vector<Key>* missing,
                            int64_t* resident, uint64_t* digest) override;
   bool ChooseVictims(uint32_t now, int64_t count, Victims which,
-                     std::vector<int32_t>* slots) override;
+                     std::vector<SlotEntry>* victims) override;
   bool TakeVictims(uint32_t now, int64_t count, std::vector<TierVictim>* queue,
-                   std::vector<int32_t>* slots) override;
-  bool FindDirty(std::vector<int32_t>* slots) override;
-  bool Describe(const std::vector<int32_t>& slots,
-                std::vector<SlotEntry>* entries) override;
-  bool ReadRows(const int32_t* slots, int64_t count, char* rows) override;
-  bool Evict(const std::vector<int32_t>& slots) override;
-  bool Admit(const std::vector<Admission>& admissions, uint32_t now,
-             const char* rows) override;
+                   std::vector<SlotEntry>* victims) override;
+  bool FindDirty(int64_t* cursor, int64_t most,
+                 std::vector<SlotEntry>* dirty) override;
+  bool ReadRows(const std::vector<int32_t>& slots, char* rows) override;
+  bool Evict(const std::vector<SlotEntry>& victims) override;
+  bool Admit(const std::vector<Admission>& admissions, uint32_t now) override;
   void EndStage(bool /*none_reserved*/) override {}
 
-  // Any array, by way of pinned memory.
-  bool ToHost(const void* device, int64_t bytes, void* host);
-  bool ToDevice(const void* host, int64_t bytes, void* device);
-  // Row from[i] of `rows` goes to row to[i] of an array on the device.
-  bool PutRows(const char* rows, const std::vector<int64_t>& from,
+  // Row i goes to row to[i] of an array on the device, if there is one.
+  bool PutRows(const std::vector<const char*>& rows,
                const std::vector<int32_t>& to, uint32_t* array);
+  // A copy of an array on the device, which lasts as long as this; null on an
+  // error.
+  template <class T>
+  const T* ToHost(const T* device, int64_t count) {
+    T* const host = Pinned<T>(count);
+    const bool ok = host != nullptr && Copy(device, count, host) && Wait();
+    return ok ? host : nullptr;
+  }
+  // An array in memory of the host that copies can be made from, as long as
+  // this lasts.
+  template <class T>
+  T* Pinned(int64_t count) {
+    return static_cast<T*>(TakePinned(count * int64_t{sizeof(T)}));
+  }
+  // Between arrays on the device and pinned ones; nobody waits for it.
+  template <class T>
+  bool Copy(const T* from, int64_t count, T* to) {
+    return CopyBytes(from, count * int64_t{sizeof(T)}, to);
+  }
+  bool Wait();
 
  private:
+  // Keeps the first error of the device; whether there was none now.
   bool Ok(cudaError_t error);
-  bool Wait();
+  void* TakePinned(int64_t bytes);
+  bool CopyBytes(const void* from, int64_t bytes, void* to);
   bool FindMissing(const uint32_t* now, std::vector<Key>* missing,
                    PlaceState* state);
+  bool SlotsToDevice(const std::vector<int32_t>& slots);
   bool Collect(int64_t first, int64_t end, const SlotFilter& filter,
-               int64_t most, std::vector<int32_t>* slots);
+               int64_t most, SlotDescription* slots);
   int64_t used() const;
-  // Rows that are moved at once.
-  int64_t chunk_rows() const;
 
-  StreamCaller* const caller_;
   const cudaStream_t stream_;
   const TableView& view_;
   const TableRules& rules_;
   const IdsView& ids_;
   const TierSpace space_;
   cudaError_t error_ = cudaSuccess;
+  std::vector<SourceBuffer> pinned_;
 };
 
 }  // namespace oneemb::gpu

@@ -93,7 +93,6 @@ cudaError_t StreamCaller::Start() {
   // Boards for questions, one for meetings, and the two counts.
   ONEEMB_RETURN_IF_CUDA_ERROR(
       AllocatePinned((kBoards + 3) * kBoardBytes, &boards_));
-  ONEEMB_RETURN_IF_CUDA_ERROR(AllocatePinned(2 * kTransferBytes, &transfer_));
   char* const counts = boards_ + (kBoards + 1) * kBoardBytes;
   reached_ = reinterpret_cast<volatile uint32_t*>(counts);
   done_ = reinterpret_cast<volatile uint32_t*>(counts + kBoardBytes);

@@ -30,8 +30,6 @@ class StreamCaller {
   static constexpr int64_t kBoardBytes = 256;
   // Questions whose boards are in use at once.
   static constexpr uint32_t kBoards = 1024;
-  // Bytes that a meeting can move over the host's bus at once.
-  static constexpr int64_t kTransferBytes = int64_t{8} << 20;
 
   // What runs on the host.
   using Function = std::function<void(void* board)>;
@@ -47,11 +45,6 @@ class StreamCaller {
                   const BoardStep& after);
   cudaError_t Meet(const BoardStep& before, const Function& function,
                    const BoardStep& after);
-
-  // For functions that are met: the stream, and memory to copy from and to, two
-  // pieces of kTransferBytes.
-  cudaStream_t stream() const { return stream_; }
-  char* transfer(int piece) const { return transfer_ + piece * kTransferBytes; }
 
  private:
   struct Request {
@@ -71,7 +64,6 @@ class StreamCaller {
   const cudaStream_t stream_;
   // Memory of the host that does not move.
   char* boards_ = nullptr;
-  char* transfer_ = nullptr;
   // Tickets, as the stream and the host count them.
   volatile uint32_t* reached_ = nullptr;
   volatile uint32_t* done_ = nullptr;

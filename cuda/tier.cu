@@ -58,9 +58,15 @@ struct CollectArgs {
   int64_t most;
   CollectState* state;
   uint64_t* tiles;
-  int32_t* slots;
+  SlotDescription* slots;
   uint32_t* count;
 };
+
+__device__ SlotDescription Describe(const TableView& table, int32_t slot) {
+  const SlotResidency residency = table.residency[slot];
+  const Key key = EntryKey(table.index, residency.entry);
+  return {key.id, key.table, static_cast<uint16_t>(residency.state), slot};
+}
 
 __global__ __launch_bounds__(kBlockThreads) void CollectKernel(
     const __grid_constant__ CollectArgs a) {
@@ -94,38 +100,36 @@ __global__ __launch_bounds__(kBlockThreads) void CollectKernel(
   __syncthreads();
   int64_t at = int64_t{shared_before} + before;
   for (; through != 0 && at < a.most; through &= through - 1) {
-    a.slots[at++] = static_cast<int32_t>(begin) + LowestBit(through);
+    a.slots[at++] =
+        Describe(a.table, static_cast<int32_t>(begin) + LowestBit(through));
   }
 }
 
-__global__ __launch_bounds__(kBlockThreads) void DescribeKernel(
-    TableView table, const int32_t* slots, int64_t count,
-    SlotDescription* out) {
-  const int64_t i = ThreadNumber();
-  if (i >= count) return;
-  const SlotResidency residency = table.residency[slots[i]];
-  const Key key = EntryKey(table.index, residency.entry);
-  out[i] = {key.id, key.table, residency.state};
-}
-
-// A warp a row.
-template <bool kIn>
-__global__ __launch_bounds__(kBlockThreads) void CopyRowsKernel(
-    TableView table, const int32_t* slots, int64_t count, uint32_t* rows) {
-  const int64_t i = ThreadNumber() / kWarp;
-  if (i >= count || slots[i] < 0) return;
-  uint32_t* const row = table.Row(slots[i]);
-  uint32_t* const other = rows + i * table.row_words;
-  uint32_t* const to = kIn ? row : other;
-  const uint32_t* const from = kIn ? other : row;
-  if (table.row_words % 4 == 0) {
-    for (int64_t w = 4 * Lane(); w < table.row_words; w += 4 * kWarp) {
+// By a warp.
+__device__ void CopyRow(const uint32_t* from, int64_t words, uint32_t* to) {
+  if (words % 4 == 0) {
+    for (int64_t w = 4 * Lane(); w < words; w += 4 * kWarp) {
       *reinterpret_cast<uint4*>(to + w) =
           *reinterpret_cast<const uint4*>(from + w);
     }
     return;
   }
-  for (int64_t w = Lane(); w < table.row_words; w += kWarp) to[w] = from[w];
+  for (int64_t w = Lane(); w < words; w += kWarp) to[w] = from[w];
+}
+
+// A warp a row.
+__global__ __launch_bounds__(kBlockThreads) void CopyRowsOutKernel(
+    TableView table, const int32_t* slots, int64_t count, uint32_t* rows) {
+  const int64_t i = ThreadNumber() / kWarp;
+  if (i >= count) return;
+  CopyRow(table.Row(slots[i]), table.row_words, rows + i * table.row_words);
+}
+
+__global__ __launch_bounds__(kBlockThreads) void CopyRowsInKernel(
+    TableView table, const SlotAdmission* rows, int64_t count) {
+  const int64_t i = ThreadNumber() / kWarp;
+  if (i >= count || rows[i].row == nullptr) return;
+  CopyRow(rows[i].row, table.row_words, table.Row(rows[i].slot));
 }
 
 // EvictSlot of cpu/tier.h. Others evict beside it: of what they share, counts
@@ -178,7 +182,8 @@ __global__ __launch_bounds__(kBlockThreads) void AdmitFinishKernel(
   const SlotAdmission a = admissions[i];
   const Key key{a.id, a.table};
   const int64_t entry = FinishEntry(table.index, key, HashKey(key), a.slot);
-  table.residency[a.slot] = {static_cast<uint32_t>(entry), a.state};
+  table.residency[a.slot] = {static_cast<uint32_t>(entry),
+                             a.row == nullptr ? kSlotReserved : kSlotClean};
   table.clock[a.slot] = now;
 }
 
@@ -241,7 +246,7 @@ int64_t CollectSpace(int64_t capacity) {
 
 cudaError_t CollectSlots(cudaStream_t stream, const TableView& table,
                          int64_t first, int64_t end, const SlotFilter& filter,
-                         int64_t most, void* space, int32_t* slots,
+                         int64_t most, void* space, SlotDescription* slots,
                          uint32_t* count) {
   Workspace workspace(space);
   CollectArgs args{};
@@ -261,28 +266,17 @@ cudaError_t CollectSlots(cudaStream_t stream, const TableView& table,
   return cudaGetLastError();
 }
 
-cudaError_t DescribeSlots(cudaStream_t stream, const TableView& table,
-                          const int32_t* slots, int64_t count,
-                          SlotDescription* out) {
-  DescribeKernel<<<NumBlocks(count, kBlockThreads), kBlockThreads, 0, stream>>>(
-      table, slots, count, out);
-  return cudaGetLastError();
-}
-
 cudaError_t CopyRowsOut(cudaStream_t stream, const TableView& table,
                         const int32_t* slots, int64_t count, uint32_t* rows) {
-  CopyRowsKernel<false>
-      <<<NumBlocks(count, kBlockWarps), kBlockThreads, 0, stream>>>(
-          table, slots, count, rows);
+  CopyRowsOutKernel<<<NumBlocks(count, kBlockWarps), kBlockThreads, 0,
+                      stream>>>(table, slots, count, rows);
   return cudaGetLastError();
 }
 
 cudaError_t CopyRowsIn(cudaStream_t stream, const TableView& table,
-                       const int32_t* slots, int64_t count,
-                       const uint32_t* rows) {
-  CopyRowsKernel<true>
-      <<<NumBlocks(count, kBlockWarps), kBlockThreads, 0, stream>>>(
-          table, slots, count, const_cast<uint32_t*>(rows));
+                       const SlotAdmission* rows, int64_t count) {
+  CopyRowsInKernel<<<NumBlocks(count, kBlockWarps), kBlockThreads, 0, stream>>>(
+      table, rows, count);
   return cudaGetLastError();
 }
 

@@ -44,44 +44,43 @@ cudaError_t CountAges(cudaStream_t stream, const TableView& table, int64_t used,
 // Room that CollectSlots works in; zeroed by it.
 int64_t CollectSpace(int64_t capacity);
 
-// Writes the slots from `first` up to `end` that a filter lets through, in
-// order, `most` of them; *count becomes how many there are.
-cudaError_t CollectSlots(cudaStream_t stream, const TableView& table,
-                         int64_t first, int64_t end, const SlotFilter& filter,
-                         int64_t most, void* space, int32_t* slots,
-                         uint32_t* count);
-
 // What is in a slot in use.
 struct SlotDescription {
-  uint64_t id;
-  uint32_t table;
-  uint32_t state;
-};
-
-cudaError_t DescribeSlots(cudaStream_t stream, const TableView& table,
-                          const int32_t* slots, int64_t count,
-                          SlotDescription* out);
-
-// Rows of slots, one after another; or back. A negative slot is passed over.
-cudaError_t CopyRowsOut(cudaStream_t stream, const TableView& table,
-                        const int32_t* slots, int64_t count, uint32_t* rows);
-cudaError_t CopyRowsIn(cudaStream_t stream, const TableView& table,
-                       const int32_t* slots, int64_t count,
-                       const uint32_t* rows);
-
-cudaError_t EvictSlots(cudaStream_t stream, const TableView& table,
-                       const int32_t* slots, int64_t count);
-
-// A key and the slot it gets.
-struct SlotAdmission {
   uint64_t id;
   uint16_t table;
   uint16_t state;  // SlotState
   int32_t slot;
 };
 
-// All at once: the index becomes what one thread would have made of it in order
-// of slots.
+// Describes the slots from `first` up to `end` that a filter lets through, in
+// order, `most` of them; *count becomes how many there are.
+cudaError_t CollectSlots(cudaStream_t stream, const TableView& table,
+                         int64_t first, int64_t end, const SlotFilter& filter,
+                         int64_t most, void* space, SlotDescription* slots,
+                         uint32_t* count);
+
+// Rows of slots, one after another, to memory that the device can reach.
+cudaError_t CopyRowsOut(cudaStream_t stream, const TableView& table,
+                        const int32_t* slots, int64_t count, uint32_t* rows);
+
+cudaError_t EvictSlots(cudaStream_t stream, const TableView& table,
+                       const int32_t* slots, int64_t count);
+
+// A key, the slot it gets, and its row in memory that the device can reach:
+// without one the slot is reserved.
+struct SlotAdmission {
+  uint64_t id;
+  const uint32_t* row;
+  int32_t slot;
+  uint16_t table;
+};
+
+// The rows that there are go to their slots.
+cudaError_t CopyRowsIn(cudaStream_t stream, const TableView& table,
+                       const SlotAdmission* rows, int64_t count);
+
+// The index becomes what one thread would have made of it in order of slots.
+// The rows are not copied.
 cudaError_t AdmitKeys(cudaStream_t stream, const TableView& table,
                       const SlotAdmission* admissions, int64_t count,
                       uint32_t now);

@@ -59,7 +59,8 @@ def test_a_call_on_a_gpu_has_a_workspace():
 @built
 def test_a_call_on_a_cpu_has_none():
     table, ids = make_table(4), oe.pack_ids(np.arange(10))
-    text = jax.jit(oe.lookup).lower(table, ids).as_text()
+    lowered = jax.jit(oe.lookup).trace(table, ids)
+    text = lowered.lower(lowering_platforms=("cpu",)).as_text()
     assert "oneemb_lookup" in text
     assert "ui8" not in text
 

@@ -109,7 +109,10 @@ def test_training_as_on_the_cpu(tmp_path, kind, dim, slots):
     assert (stats["victims"] > 0) == (slots < 300)
 
 
-@pytest.mark.parametrize("optimizer", [oe.sgd(0.1), oe.adam(0.1), oe.ftrl(0.1)])
+# With FTRL's usual power rows stay finite: which NaN a NaN is differs.
+@pytest.mark.parametrize(
+    "optimizer", [oe.sgd(0.1), oe.adam(0.1), oe.ftrl(0.1, lr_power=0.5)]
+)
 def test_optimizers(tmp_path, optimizer):
     program = trained(batches(2, 30, 64, 200), 2)
     on_both(tmp_path, program, 80, 16, optimizer=optimizer)

@@ -5,8 +5,9 @@
 
 #include <cstdint>
 #include <cstdlib>
-#include <memory>
+#include <string>
 
+#include "store/buffer_source.h"
 #include "store/env.h"
 #include "store/pages.h"
 #include "store/status.h"
@@ -21,42 +22,56 @@ constexpr int64_t RoundDown(int64_t value, int64_t step) {
   return value / step * step;
 }
 
-// Bytes aligned to a block. Not cleared. Of large ones the first touch runs at
-// several times the speed on huge pages, which are asked for.
+// Memory of the C library. Of large buffers the first touch runs at several
+// times the speed on huge pages, which are asked for.
+class HeapBuffers final : public BufferSource {
+ public:
+  char* Take(int64_t bytes) override {
+    const int64_t align =
+        bytes < 2 * kHugePageBytes ? kBlockBytes : kHugePageBytes;
+    const int64_t rounded = RoundUp(bytes < 1 ? 1 : bytes, align);
+    auto* const data = static_cast<char*>(std::aligned_alloc(
+        static_cast<size_t>(align), static_cast<size_t>(rounded)));
+    if (data != nullptr && align == kHugePageBytes) {
+      // A refusal costs speed only.
+      (void)madvise(data, static_cast<size_t>(rounded), MADV_HUGEPAGE);
+    }
+    return data;
+  }
+  void Return(char* data, int64_t /*bytes*/) override { std::free(data); }
+};
+
+inline BufferSource* HeapSource() {
+  static auto* const heap = new HeapBuffers;  // outlives every thread
+  return heap;
+}
+
+// Bytes aligned to a block. Not cleared.
 class AlignedBuffer {
  public:
   AlignedBuffer() = default;
 
   // Replaces the memory; on kNoMemory the buffer is empty.
-  Status Resize(int64_t bytes) {
-    const int64_t align =
-        bytes < 2 * kHugePageBytes ? kBlockBytes : kHugePageBytes;
-    const int64_t rounded = RoundUp(bytes < 1 ? 1 : bytes, align);
-    size_ = 0;
-    data_.reset(static_cast<char*>(std::aligned_alloc(
-        static_cast<size_t>(align), static_cast<size_t>(rounded))));
+  Status Resize(int64_t bytes, BufferSource* source = HeapSource()) {
+    data_.reset();
+    data_ = TakeBuffer(source, bytes);
     if (data_ == nullptr) {
       return {StatusKind::kNoMemory,
               "no memory for a buffer of " + std::to_string(bytes) + " bytes"};
     }
-    if (align == kHugePageBytes) {
-      // A refusal costs speed only.
-      (void)madvise(data_.get(), static_cast<size_t>(rounded), MADV_HUGEPAGE);
-    }
-    size_ = bytes;
     return {};
   }
 
   char* data() { return data_.get(); }
   const char* data() const { return data_.get(); }
-  int64_t size() const { return size_; }
+  int64_t size() const {
+    return data_ == nullptr ? 0 : data_.get_deleter().bytes;
+  }
+  // Null for an empty one.
+  BufferSource* source() const { return data_.get_deleter().source; }
 
  private:
-  struct Free {
-    void operator()(char* data) const { std::free(data); }
-  };
-  std::unique_ptr<char, Free> data_;
-  int64_t size_ = 0;
+  SourceBuffer data_{nullptr, {nullptr, 0}};
 };
 
 }  // namespace oneemb

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
+#include <numeric>
 #include <utility>
 
 namespace oneemb {
@@ -16,7 +18,29 @@ constexpr uint64_t kPatience = 4;
 // rows that nobody takes would make those behind them wait longer and longer.
 constexpr uint64_t kMostAhead = 16;
 
+std::vector<int64_t> AllPositions(int64_t count) {
+  std::vector<int64_t> positions(static_cast<size_t>(count));
+  std::iota(positions.begin(), positions.end(), int64_t{0});
+  return positions;
+}
+
+void Begin(int64_t count, uint8_t found, TakenRows* taken) {
+  taken->found.assign(static_cast<size_t>(count), found);
+  taken->rows.assign(static_cast<size_t>(count), nullptr);
+}
+
+void SetFound(int64_t position, const char* row, TakenRows* taken) {
+  taken->found[static_cast<size_t>(position)] = kRowFound;
+  taken->rows[static_cast<size_t>(position)] = row;
+}
+
 }  // namespace
+
+int64_t RowMover::BatchKeys::Find(Key key, int64_t guess) const {
+  if (guess < size() && keys_[static_cast<size_t>(guess)] == key) return guess;
+  std::call_once(indexed_, [this] { index_.emplace(span()); });
+  return index_->Find(key, HashKey(key));
+}
 
 RowMover::RowMover(std::shared_ptr<Store> store, int64_t most_rows)
     : store_(std::move(store)),
@@ -80,12 +104,10 @@ void RowMover::ReadAll() {
 void RowMover::WriteFront() {
   const std::shared_ptr<const WriteBatch> batch = writes_.front();
   mutex_.Unlock();
-  const Status status = store_->Put(
-      {batch->keys.data(), static_cast<int64_t>(batch->keys.size())},
-      batch->rows.data());
+  const Status status = store_->Put(batch->keys.span(), batch->rows.data());
   mutex_.Lock();
   if (status.ok()) {
-    waiting_rows_ -= static_cast<int64_t>(batch->keys.size());
+    waiting_rows_ -= batch->keys.size();
     writes_.pop_front();
   } else {
     broken_ = true;
@@ -101,67 +123,146 @@ void RowMover::ReadFront() {
   mutex_.Unlock();
   // Rows that it cannot read are read again when they are wanted: that is when
   // there is somebody to tell.
-  const Status status = store_->Fetch({batch->keys.data(), batch->to_read},
-                                      batch->rows.data(), batch->found.data());
+  try {
+    Read(batch.get());
+  } catch (const std::bad_alloc&) {
+    Begin(batch->keys.size(), kRowFailed, &batch->rows);
+  }
   mutex_.Lock();
-  (void)status.ok();
   batch->done = true;
   changed_.NotifyAll();
 }
 
-// ---- The caller's thread.
+void RowMover::Read(ReadBatch* batch) {
+  const KeySpan keys = batch->keys.span();
+  Begin(keys.size, kRowFailed, &batch->rows);
+  const Unfound unfound = FindWaiting(keys, AllPositions(keys.size),
+                                      batch->memory->source(), &batch->rows);
+  (void)Fetch(keys, unfound, Access::kTrain, batch->memory, &batch->rows).ok();
+}
+
+// ---- Of both.
 
 RowMover::WriteBatches RowMover::Writes() {
   const MutexLock lock(mutex_);
   return {writes_.begin(), writes_.end()};
 }
 
-bool RowMover::CopyWaiting(const WriteBatches& writes, Key key, uint64_t hash,
-                           char* row) const {
-  for (auto batch = writes.rbegin(); batch != writes.rend(); ++batch) {
-    const int64_t at = (*batch)->index.Find(key, hash);
-    if (at < 0) continue;
-    std::memcpy(row, (*batch)->rows.data() + at * row_bytes_,
-                static_cast<size_t>(row_bytes_));
-    return true;
+// Of a key's rows that wait, the newest counts.
+RowMover::Unfound RowMover::FindWaiting(KeySpan keys,
+                                        const std::vector<int64_t>& positions,
+                                        BufferSource* source,
+                                        TakenRows* taken) {
+  Unfound unfound;
+  const WriteBatches writes = Writes();
+  std::vector<uint8_t> held(writes.size());
+  for (const int64_t i : positions) {
+    int64_t at = -1;
+    size_t b = writes.size();
+    while (at < 0 && b > 0) at = writes[--b]->keys.Find(keys[i], 0);
+    if (at < 0) {
+      unfound.below.push_back(i);
+      continue;
+    }
+    if (held[b] == 0) taken->held.push_back(writes[b]);
+    held[b] = 1;
+    SetFound(i, writes[b]->rows.data() + at * row_bytes_, taken);
+    if (writes[b]->rows.source() != source) unfound.other.push_back(i);
   }
-  return false;
+  return unfound;
 }
 
-bool RowMover::FindAhead(Key key, uint64_t hash, int64_t to,
-                         Claim* claim) const {
-  for (const std::shared_ptr<ReadBatch>& batch : ahead_) {
-    const int64_t from = batch->index.Find(key, hash);
-    if (from < 0 || batch->taken[static_cast<size_t>(from)] != 0) continue;
-    *claim = {batch, from, to};
-    return true;
+// `memory` has room for all that is unfound.
+Status RowMover::Fetch(KeySpan keys, const Unfound& unfound, Access access,
+                       std::shared_ptr<AlignedBuffer> memory,
+                       TakenRows* taken) {
+  char* row = memory->data();
+  for (const int64_t i : unfound.other) {
+    const char*& there = taken->rows[static_cast<size_t>(i)];
+    std::memcpy(row, there, static_cast<size_t>(row_bytes_));
+    there = row;
+    row += row_bytes_;
   }
-  return false;
-}
-
-Status RowMover::FetchSome(KeySpan keys, const std::vector<int64_t>& positions,
-                           char* rows, uint8_t* found, Access access) {
-  if (positions.empty()) return {};
-  const size_t count = positions.size();
-  const auto width = static_cast<size_t>(row_bytes_);
+  taken->held.push_back(std::move(memory));
+  const size_t count = unfound.below.size();
+  if (count == 0) return {};
   std::vector<Key> wanted(count);
-  std::vector<uint8_t> there(count);
-  AlignedBuffer buffer;
-  for (size_t i = 0; i < count; ++i) wanted[i] = keys[positions[i]];
-  Status status = buffer.Resize(static_cast<int64_t>(count * width));
-  if (status.ok()) {
-    status = store_->Fetch({wanted.data(), static_cast<int64_t>(count)},
-                           buffer.data(), there.data(), access);
-  } else {
-    std::fill(there.begin(), there.end(), kRowFailed);
-  }
-  for (size_t i = 0; i < count; ++i) {
-    found[positions[i]] = there[i];
-    if (there[i] != kRowFound) continue;
-    std::memcpy(rows + positions[i] * row_bytes_, buffer.data() + i * width,
-                width);
+  std::vector<uint8_t> found(count);
+  for (size_t i = 0; i < count; ++i) wanted[i] = keys[unfound.below[i]];
+  const Status status = store_->Fetch(
+      {wanted.data(), static_cast<int64_t>(count)}, row, found.data(), access);
+  for (size_t i = 0; i < count; ++i, row += row_bytes_) {
+    const int64_t position = unfound.below[i];
+    taken->found[static_cast<size_t>(position)] = found[i];
+    if (found[i] == kRowFound) SetFound(position, row, taken);
   }
   return status;
+}
+
+// ---- The caller's thread.
+
+// Rows that were not read ahead.
+Status RowMover::FindRest(KeySpan keys, const std::vector<int64_t>& positions,
+                          Access access, BufferSource* source,
+                          TakenRows* taken) {
+  if (positions.empty()) return {};
+  const Unfound unfound = FindWaiting(keys, positions, source, taken);
+  if (unfound.size() == 0) return {};
+  taken->waited = taken->waited || !unfound.below.empty();
+  auto memory = std::make_shared<AlignedBuffer>();
+  const Status status = memory->Resize(unfound.size() * row_bytes_, source);
+  if (!status.ok()) {
+    for (const std::vector<int64_t>* some : {&unfound.below, &unfound.other}) {
+      for (const int64_t i : *some) {
+        taken->found[static_cast<size_t>(i)] = kRowFailed;
+        taken->rows[static_cast<size_t>(i)] = nullptr;
+      }
+    }
+    return status;
+  }
+  return Fetch(keys, unfound, access, std::move(memory), taken);
+}
+
+// Looks first where the claim before this one makes it likely.
+bool RowMover::FindAhead(Key key, Claim* claim) const {
+  const size_t count = ahead_.size();
+  for (size_t k = 0; k < count; ++k) {
+    const size_t b = (claim->batch + k) % count;
+    const ReadBatch& batch = *ahead_[b];
+    const int64_t at = batch.keys.Find(key, k == 0 ? claim->from + 1 : 0);
+    if (at < 0 || batch.taken[static_cast<size_t>(at)] != 0) continue;
+    claim->batch = b;
+    claim->from = at;
+    return true;
+  }
+  return false;
+}
+
+// What cannot be had of them is left for the `rest`.
+void RowMover::TakeClaims(const std::vector<Claim>& claims,
+                          BufferSource* source, std::vector<int64_t>* rest,
+                          TakenRows* taken) {
+  const ReadBatch* last = nullptr;
+  for (const Claim& claim : claims) {
+    ReadBatch& batch = *ahead_[claim.batch];
+    if (last != &batch) {
+      taken->waited = AwaitDone(batch) || taken->waited;
+      taken->held.push_back(ahead_[claim.batch]);
+      last = &batch;
+    }
+    const auto from = static_cast<size_t>(claim.from);
+    const auto to = static_cast<size_t>(claim.to);
+    batch.taken[from] = 1;
+    --batch.left;
+    const uint8_t found = batch.rows.found[from];
+    if (found == kRowFailed || batch.memory->source() != source) {
+      rest->push_back(claim.to);
+      continue;
+    }
+    ++taken->prefetched;
+    taken->found[to] = found;
+    taken->rows[to] = batch.rows.rows[from];
+  }
 }
 
 bool RowMover::AwaitDone(const ReadBatch& batch) {
@@ -171,66 +272,32 @@ bool RowMover::AwaitDone(const ReadBatch& batch) {
   return waits;
 }
 
-Status RowMover::Take(KeySpan keys, char* rows, uint8_t* found,
-                      TakeReport* report) {
-  if (Forked()) {
-    std::fill(found, found + keys.size, kRowFailed);
-    return ForkedStatus();
-  }
-  const WriteBatches writes = Writes();
+Status RowMover::Take(KeySpan keys, BufferSource* source, TakenRows* taken) {
+  Begin(keys.size, kRowFailed, taken);
+  if (Forked()) return ForkedStatus();
   std::vector<Claim> claims;
   std::vector<int64_t> rest;
+  Claim claim{0, -1, 0};
   for (int64_t i = 0; i < keys.size; ++i) {
-    const uint64_t hash = HashKey(keys[i]);
-    Claim claim{};
     // What was read ahead goes first, or it would be left to grow old.
-    if (FindAhead(keys[i], hash, i, &claim)) {
-      claims.push_back(std::move(claim));
-    } else if (CopyWaiting(writes, keys[i], hash, rows + i * row_bytes_)) {
-      found[i] = kRowFound;
+    if (FindAhead(keys[i], &claim)) {
+      claims.push_back({claim.batch, claim.from, i});
     } else {
       rest.push_back(i);
     }
   }
-  report->waited = !rest.empty();
-  Status status = FetchSome(keys, rest, rows, found, Access::kTrain);
+  const Status status = FindRest(keys, rest, Access::kTrain, source, taken);
   rest.clear();
-  const ReadBatch* done = nullptr;
-  for (const Claim& claim : claims) {
-    ReadBatch& batch = *claim.batch;
-    if (done != &batch && AwaitDone(batch)) report->waited = true;
-    done = &batch;
-    batch.taken[static_cast<size_t>(claim.from)] = 1;
-    --batch.left;
-    found[claim.to] = batch.found[static_cast<size_t>(claim.from)];
-    if (found[claim.to] == kRowFailed) {
-      rest.push_back(claim.to);
-      continue;
-    }
-    ++report->prefetched;
-    if (found[claim.to] == kRowAbsent) continue;
-    std::memcpy(rows + claim.to * row_bytes_,
-                batch.rows.data() + claim.from * row_bytes_,
-                static_cast<size_t>(row_bytes_));
-  }
-  const Status again = FetchSome(keys, rest, rows, found, Access::kTrain);
+  TakeClaims(claims, source, &rest, taken);
+  const Status again = FindRest(keys, rest, Access::kTrain, source, taken);
   return status.ok() ? again : status;
 }
 
-Status RowMover::Peek(KeySpan keys, char* rows, uint8_t* found, Access access) {
-  if (Forked()) {
-    std::fill(found, found + keys.size, kRowFailed);
-    return ForkedStatus();
-  }
-  const WriteBatches writes = Writes();
-  std::vector<int64_t> rest;
-  for (int64_t i = 0; i < keys.size; ++i) {
-    const bool waiting =
-        CopyWaiting(writes, keys[i], HashKey(keys[i]), rows + i * row_bytes_);
-    if (waiting) found[i] = kRowFound;
-    if (!waiting) rest.push_back(i);
-  }
-  return FetchSome(keys, rest, rows, found, access);
+Status RowMover::Peek(KeySpan keys, Access access, BufferSource* source,
+                      TakenRows* taken) {
+  Begin(keys.size, kRowFailed, taken);
+  if (Forked()) return ForkedStatus();
+  return FindRest(keys, AllPositions(keys.size), access, source, taken);
 }
 
 // Waits until at most `most` rows wait to be written, asking a Store that could
@@ -268,10 +335,10 @@ void RowMover::Waiting(std::vector<Key>* keys, std::vector<char>* rows) {
   const WriteBatches writes = Writes();
   for (size_t b = 0; b < writes.size(); ++b) {
     const WriteBatch& batch = *writes[b];
-    for (size_t i = 0; i < batch.keys.size(); ++i) {
-      const Key key = batch.keys[i];
+    for (size_t i = 0; i < batch.keys.keys().size(); ++i) {
+      const Key key = batch.keys.keys()[i];
       const auto newer = [&](const std::shared_ptr<const WriteBatch>& later) {
-        return later->index.Find(key, HashKey(key)) >= 0;
+        return later->keys.Find(key, 0) >= 0;
       };
       const auto next = writes.begin() + static_cast<int64_t>(b) + 1;
       if (std::any_of(next, writes.end(), newer)) continue;
@@ -283,45 +350,30 @@ void RowMover::Waiting(std::vector<Key>* keys, std::vector<char>* rows) {
   }
 }
 
-int64_t RowMover::Prefetch(KeySpan keys) {
+int64_t RowMover::Prefetch(KeySpan keys, BufferSource* source) {
   if (Forked()) return 0;
-  const WriteBatches writes = Writes();
   int64_t room = most_rows_ - staged_rows_;
   for (const std::shared_ptr<ReadBatch>& batch : ahead_) room -= batch->left;
   std::vector<Key> wanted;
-  std::vector<Key> waiting;  // those that are here
   int64_t had = 0;
+  Claim claim{0, -1, 0};
   for (int64_t i = 0; i < keys.size; ++i) {
-    const uint64_t hash = HashKey(keys[i]);
-    Claim claim{};
-    const auto waits = [&](const std::shared_ptr<const WriteBatch>& batch) {
-      return batch->index.Find(keys[i], hash) >= 0;
-    };
-    if (FindAhead(keys[i], hash, i, &claim)) {
+    if (FindAhead(keys[i], &claim)) {
       ++had;
     } else if (room > 0) {
       --room;
-      const bool here = std::any_of(writes.begin(), writes.end(), waits);
-      (here ? waiting : wanted).push_back(keys[i]);
+      wanted.push_back(keys[i]);
     }
   }
-  const auto reads = static_cast<int64_t>(wanted.size());
-  wanted.insert(wanted.end(), waiting.begin(), waiting.end());
   if (wanted.empty()) return had;
-  auto batch = std::make_shared<ReadBatch>(std::move(wanted), reads);
-  if (!batch->rows.Resize(batch->left * row_bytes_).ok()) return had;
-  for (auto i = static_cast<size_t>(reads); i < batch->keys.size(); ++i) {
-    const Key key = batch->keys[i];
-    CopyWaiting(writes, key, HashKey(key),
-                batch->rows.data() + static_cast<int64_t>(i) * row_bytes_);
-    batch->found[i] = kRowFound;
-  }
+  const auto batch = std::make_shared<ReadBatch>(std::move(wanted));
+  batch->memory = std::make_shared<AlignedBuffer>();
+  if (!batch->memory->Resize(batch->left * row_bytes_, source).ok()) return had;
   ahead_.push_back(batch);
   batch->due =
       stages_ + std::min<uint64_t>(ahead_.size(), kMostAhead) + kPatience;
   const MutexLock lock(mutex_);
-  batch->done = reads == 0;
-  if (!batch->done) reads_.push_back(batch);
+  reads_.push_back(batch);
   changed_.NotifyAll();
   return had + batch->left;
 }
@@ -337,7 +389,7 @@ void RowMover::EndStage(int64_t rows) {
   ++stages_;
   std::deque<std::shared_ptr<ReadBatch>> kept;
   for (const std::shared_ptr<ReadBatch>& batch : ahead_) {
-    const bool used_up = batch->left == 0 && !batch->keys.empty();
+    const bool used_up = batch->left == 0;
     if (used_up || batch->due <= stages_) {
       Forget(batch);
     } else {

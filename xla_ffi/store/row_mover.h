@@ -16,22 +16,20 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "store/aligned_buffer.h"
 #include "store/key_index.h"
 #include "store/mutex.h"
 #include "store/store.h"
+#include "store/taken_rows.h"
 
 namespace oneemb {
-
-// How the rows of a batch were come by.
-struct TakeReport {
-  int64_t prefetched = 0;  // read ahead
-  bool waited = false;     // for the Store
-};
 
 // Calls come from one thread at a time; only the mover's own run beside them.
 class RowMover {
@@ -42,11 +40,12 @@ class RowMover {
   RowMover(const RowMover&) = delete;
   RowMover& operator=(const RowMover&) = delete;
 
-  // Rows of distinct keys that the device tier lacks and is about to take;
-  // found[i] and the status as in Store::Fetch.
-  Status Take(KeySpan keys, char* rows, uint8_t* found, TakeReport* report);
+  // Rows of distinct keys that the device tier lacks and is about to take, all
+  // in memory from `source`; the status as in Store::Fetch.
+  Status Take(KeySpan keys, BufferSource* source, TakenRows* taken);
   // The same for keys that it will not take. They may occur twice.
-  Status Peek(KeySpan keys, char* rows, uint8_t* found, Access access);
+  Status Peek(KeySpan keys, Access access, BufferSource* source,
+              TakenRows* taken);
 
   // Takes over rows that the device tier gives up. On an error they stay where
   // they were: the Store cannot write, and earlier rows wait already.
@@ -56,9 +55,10 @@ class RowMover {
   // Keys and rows that wait to be written; the newest of each key.
   void Waiting(std::vector<Key>* keys, std::vector<char>* rows);
 
-  // Begins to read keys that the device tier lacks. Returns how many of them
-  // there was room for, with those that are read already. Does not wait.
-  int64_t Prefetch(KeySpan keys);
+  // Begins to read keys that the device tier lacks, into memory from `source`.
+  // Returns how many of them there was room for, with those that are read
+  // already. Does not wait.
+  int64_t Prefetch(KeySpan keys, BufferSource* source);
   // A batch of `rows` rows has been staged: they leave that much less room for
   // reading ahead. Forgets what was read ahead for batches that have gone by.
   void EndStage(int64_t rows);
@@ -74,32 +74,38 @@ class RowMover {
   Status TakeError();
 
  private:
+  // Keys of a batch and where each of them is. Most are asked for in the order
+  // in which they came: then nobody needs an index.
+  class BatchKeys {
+   public:
+    explicit BatchKeys(std::vector<Key> keys) : keys_(std::move(keys)) {}
+    const std::vector<Key>& keys() const { return keys_; }
+    int64_t size() const { return static_cast<int64_t>(keys_.size()); }
+    KeySpan span() const { return {keys_.data(), size()}; }
+    // The position of a key, or -1; likely to be `guess`. Thread-safe.
+    int64_t Find(Key key, int64_t guess) const;
+
+   private:
+    const std::vector<Key> keys_;
+    mutable std::once_flag indexed_;
+    mutable std::optional<KeyIndex> index_;
+  };
   // Rows to be written; never changed.
   struct WriteBatch {
     WriteBatch(std::vector<Key> from, AlignedBuffer data)
-        : keys(std::move(from)),
-          index({keys.data(), static_cast<int64_t>(keys.size())}),
-          rows(std::move(data)) {}
-    const std::vector<Key> keys;
-    const KeyIndex index;
+        : keys(std::move(from)), rows(std::move(data)) {}
+    const BatchKeys keys;
     const AlignedBuffer rows;
   };
   // Rows that are read ahead.
   struct ReadBatch {
-    // The first `to_read` keys are the Store's to read.
-    ReadBatch(std::vector<Key> from, int64_t reads)
+    explicit ReadBatch(std::vector<Key> from)
         : keys(std::move(from)),
-          to_read(reads),
-          index({keys.data(), static_cast<int64_t>(keys.size())}),
-          found(keys.size()),
-          taken(keys.size()),
-          left(static_cast<int64_t>(keys.size())) {}
-    const std::vector<Key> keys;
-    const int64_t to_read;
-    const KeyIndex index;
-    // The mover's reader fills these; they may be read when it is done.
-    AlignedBuffer rows;
-    std::vector<uint8_t> found;
+          taken(static_cast<size_t>(keys.size())),
+          left(keys.size()) {}
+    const BatchKeys keys;
+    std::shared_ptr<AlignedBuffer> memory;  // with room for all of them
+    TakenRows rows;     // filled by the mover's reader; to be read when done
     bool done = false;  // under mutex_
     // The caller's: which rows the device tier has taken, and how many not.
     std::vector<uint8_t> taken;
@@ -107,11 +113,19 @@ class RowMover {
     uint64_t due = 0;  // the number of stages after which it is forgotten
   };
   using WriteBatches = std::vector<std::shared_ptr<const WriteBatch>>;
-  // Row i of a batch is row `from` of one that was read ahead.
+  // Row `from` of a batch of ahead_.
   struct Claim {
-    std::shared_ptr<ReadBatch> batch;
-    int64_t from;
-    int64_t to;
+    size_t batch = 0;
+    int64_t from = 0;
+    int64_t to = 0;  // the row of the batch wanted that it is
+  };
+  // The rows of a batch that are not pointed to yet.
+  struct Unfound {
+    std::vector<int64_t> below;  // the Store's
+    std::vector<int64_t> other;  // in memory of another source
+    int64_t size() const {
+      return static_cast<int64_t>(below.size() + other.size());
+    }
   };
 
   Status ForkedStatus() const;
@@ -120,11 +134,16 @@ class RowMover {
   void WriteFront() ONEEMB_REQUIRES(mutex_);
   void ReadFront() ONEEMB_REQUIRES(mutex_);
   WriteBatches Writes();
-  bool CopyWaiting(const WriteBatches& writes, Key key, uint64_t hash,
-                   char* row) const;
-  bool FindAhead(Key key, uint64_t hash, int64_t to, Claim* claim) const;
-  Status FetchSome(KeySpan keys, const std::vector<int64_t>& positions,
-                   char* rows, uint8_t* found, Access access);
+  bool FindAhead(Key key, Claim* claim) const;
+  void TakeClaims(const std::vector<Claim>& claims, BufferSource* source,
+                  std::vector<int64_t>* rest, TakenRows* taken);
+  Unfound FindWaiting(KeySpan keys, const std::vector<int64_t>& positions,
+                      BufferSource* source, TakenRows* taken);
+  Status Fetch(KeySpan keys, const Unfound& unfound, Access access,
+               std::shared_ptr<AlignedBuffer> memory, TakenRows* taken);
+  Status FindRest(KeySpan keys, const std::vector<int64_t>& positions,
+                  Access access, BufferSource* source, TakenRows* taken);
+  void Read(ReadBatch* batch);
   bool AwaitDone(const ReadBatch& batch);
   Status AwaitWrites(int64_t most) ONEEMB_REQUIRES(mutex_);
   void Forget(const std::shared_ptr<ReadBatch>& batch);

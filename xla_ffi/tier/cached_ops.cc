@@ -4,7 +4,6 @@
 #include <vector>
 
 #include "core/counters.h"
-#include "cpu/memory.h"
 #include "cpu/table_ops.h"
 #include "tier/cached_table.h"
 #include "tier/cpu_tier.h"
@@ -137,16 +136,13 @@ bool ReadCachedRows(Parallel* parallel, const CachedTable& table,
   }
   const auto row_bytes =
       static_cast<size_t>(table.view.row_words) * sizeof(uint32_t);
-  const Scratch fetched(static_cast<int64_t>(keys.size() * row_bytes));
-  if (!fetched.ok()) return false;
-  std::vector<uint8_t> found;
-  ReadBelow(OnCpu(parallel, table, ids).table(), keys, fetched.As<char>(),
-            &found);
+  TakenRows below;
+  ReadBelow(OnCpu(parallel, table, ids).table(), keys, &below);
   for (size_t i = 0; i < keys.size(); ++i) {
-    if (found[i] != kRowFound) continue;
+    if (below.rows[i] == nullptr) continue;
     slots[positions[i]] = 0;
-    std::memcpy(rows + positions[i] * table.view.row_words,
-                fetched.As<char>() + i * row_bytes, row_bytes);
+    std::memcpy(rows + positions[i] * table.view.row_words, below.rows[i],
+                row_bytes);
   }
   return true;
 }

@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "core/counters.h"
-#include "cpu/memory.h"
 
 namespace oneemb {
 namespace {
@@ -47,24 +46,21 @@ class Staging {
  private:
   // Gives the missing keys slots, with their rows.
   bool Bring() {
-    const Scratch rows(static_cast<int64_t>(missing_.size()) *
-                       tier_->row_bytes());
-    if (!rows.ok()) return false;
-    std::vector<uint8_t> found(missing_.size());
-    Fetch(rows.As<char>(), found.data());
-    return MakeRoom() && Admit(rows.As<char>(), found);
+    Fetch();
+    return MakeRoom() && Admit();
   }
 
-  // Reads the missing rows; the keys to admit are those that were not lost.
-  void Fetch(char* rows, uint8_t* found) {
+  // Finds the missing rows; the keys to admit are those that were not lost.
+  void Fetch() {
     RowMover& mover = store_->mover();
     const Status status =
-        recomputed_ ? mover.Peek(Span(missing_), rows, found, Access::kTrain)
-                    : mover.Take(Span(missing_), rows, found, &report_);
+        recomputed_ ? mover.Peek(Span(missing_), Access::kTrain,
+                                 tier_->memory(), &taken_)
+                    : mover.Take(Span(missing_), tier_->memory(), &taken_);
     if (!status.ok()) store_->Report(status);
     admitted_.reserve(missing_.size());
     for (size_t i = 0; i < missing_.size(); ++i) {
-      if (found[i] != kRowFailed) admitted_.push_back(i);
+      if (taken_.found[i] != kRowFailed) admitted_.push_back(i);
     }
   }
 
@@ -84,56 +80,52 @@ class Staging {
               : tier_->TakeVictims(now, lacking, &queue, &victims_))) {
       return false;
     }
-    bool taken = true;
-    if (!DescribeVictims() || !WriteBack(&taken)) return false;
-    if (!taken) {
+    bool written = true;
+    if (!WriteBack(&written)) return false;
+    if (!written) {
       queue.clear();
-      if (!tier_->ChooseVictims(now, lacking, Victims::kClean, &victims_) ||
-          !DescribeVictims()) {
+      if (!tier_->ChooseVictims(now, lacking, Victims::kClean, &victims_)) {
         return false;
       }
     }
     // In order of slots: those in use come first.
-    slots_ = victims_;
-    for (int64_t i = 0; i < std::min(unused, wanted); ++i) {
+    newly_used_ = std::min(unused, wanted);
+    slots_.reserve(victims_.size() + static_cast<size_t>(newly_used_));
+    for (const SlotEntry& victim : victims_) slots_.push_back(victim.slot);
+    for (int64_t i = 0; i < newly_used_; ++i) {
       slots_.push_back(static_cast<int32_t>(used + i));
     }
-    newly_used_ = std::min(unused, wanted);
     return true;
   }
 
-  bool DescribeVictims() {
-    described_.clear();
-    return victims_.empty() || tier_->Describe(victims_, &described_);
-  }
-
-  // Hands over the dirty rows among the victims; whether they are taken.
-  bool WriteBack(bool* taken) {
+  // Hands over the dirty rows among the victims; whether that is possible.
+  bool WriteBack(bool* written) {
+    if (recomputed_) return true;  // they were handed over already
     std::vector<int32_t> dirty;
     std::vector<Key> keys;
-    // A recomputed batch has handed them over already.
-    for (size_t i = 0; i < victims_.size() && !recomputed_; ++i) {
-      if (described_[i].state != kSlotDirty) continue;
-      dirty.push_back(victims_[i]);
-      keys.push_back(described_[i].key);
+    for (const SlotEntry& victim : victims_) {
+      if (victim.state != kSlotDirty) continue;
+      dirty.push_back(victim.slot);
+      keys.push_back(victim.key);
     }
     if (dirty.empty()) return true;
     const auto count = static_cast<int64_t>(dirty.size());
     AlignedBuffer rows;
-    if (const Status memory = rows.Resize(count * tier_->row_bytes());
+    if (const Status memory =
+            rows.Resize(count * tier_->row_bytes(), tier_->memory());
         !memory.ok()) {
       store_->Report(memory);
-      *taken = false;
+      *written = false;
       return true;
     }
-    if (!tier_->ReadRows(dirty.data(), count, rows.data())) return false;
-    *taken = store_->mover().Write(std::move(keys), std::move(rows)).ok();
-    written_ = *taken ? count : 0;
+    if (!tier_->ReadRows(dirty, rows.data())) return false;
+    *written = store_->mover().Write(std::move(keys), std::move(rows)).ok();
+    written_ = *written ? count : 0;
     return true;
   }
 
-  bool Admit(const char* rows, const std::vector<uint8_t>& found) {
-    for (const SlotEntry& victim : described_) {
+  bool Admit() {
+    for (const SlotEntry& victim : victims_) {
       reserved_ -= victim.state == kSlotReserved ? 1 : 0;
     }
     std::vector<Admission> admissions;
@@ -141,16 +133,12 @@ class Staging {
     admissions.reserve(count);
     for (size_t i = 0; i < count; ++i) {
       const size_t from = admitted_[i];
-      const SlotState state =
-          found[from] == kRowFound ? kSlotClean : kSlotReserved;
-      reserved_ += state == kSlotReserved ? 1 : 0;
-      admissions.push_back(
-          {missing_[from], slots_[i], state, static_cast<int64_t>(from)});
+      const char* const row = taken_.rows[from];
+      reserved_ += row == nullptr ? 1 : 0;
+      admissions.push_back({missing_[from], slots_[i], row});
     }
     if (!victims_.empty() && !tier_->Evict(victims_)) return false;
-    if (!tier_->Admit(admissions, static_cast<uint32_t>(now_), rows)) {
-      return false;
-    }
+    if (!tier_->Admit(admissions, static_cast<uint32_t>(now_))) return false;
     tier_->counters()[kSlotsUsed] += static_cast<uint64_t>(newly_used_);
     return true;
   }
@@ -161,8 +149,8 @@ class Staging {
     TierFigures& figures = store_->figures();
     figures.hits += resident;
     figures.misses += static_cast<int64_t>(missing_.size());
-    figures.prefetched += report_.prefetched;
-    figures.stalls += report_.waited ? 1 : 0;
+    figures.prefetched += taken_.prefetched;
+    figures.stalls += taken_.waited ? 1 : 0;
     figures.victims += static_cast<int64_t>(victims_.size());
     figures.write_backs += written_;
   }
@@ -172,14 +160,13 @@ class Staging {
   bool recomputed_;
   uint64_t now_;  // the number of this batch
   std::vector<Key> missing_;
+  TakenRows taken_;               // of missing_
   std::vector<size_t> admitted_;  // numbers in missing_
-  std::vector<int32_t> victims_;
-  std::vector<SlotEntry> described_;  // of victims_
-  std::vector<int32_t> slots_;        // for admitted_, as far as there is room
-  int64_t newly_used_ = 0;            // slots of them that never were in use
+  std::vector<SlotEntry> victims_;
+  std::vector<int32_t> slots_;  // for admitted_, as far as there is room
+  int64_t newly_used_ = 0;      // slots of them that never were in use
   int64_t written_ = 0;
   int64_t reserved_ = 0;  // slots reserved now that were not before
-  TakeReport report_;
 };
 
 // Whether the batch may be staged; the Store's operations() is held.
@@ -200,39 +187,39 @@ bool JudgeStage(const TieredTable& table, Standing* standing) {
 // Writes every dirty row of a current table to the Store; operations() is held.
 bool WriteDirty(const TieredTable& table) {
   DeviceTier* const tier = table.tier;
-  const auto most = static_cast<size_t>(
-      std::max<int64_t>(1, kFlushBytes / tier->row_bytes()));
+  const int64_t most = std::max<int64_t>(1, kFlushBytes / tier->row_bytes());
   // The mover tells of its error itself.
   if (table.store->Judge(Stamp(table), Operation::kFlush, 0, table.run) !=
           Standing::kCurrent ||
       !table.store->mover().Drain().ok()) {
     return false;
   }
-  std::vector<int32_t> dirty;
-  if (!tier->FindDirty(&dirty)) return false;
+  AlignedBuffer rows;
+  if (const Status memory =
+          rows.Resize(most * tier->row_bytes(), tier->memory());
+      !memory.ok()) {
+    table.store->Report(memory);
+    return false;
+  }
+  std::vector<SlotEntry> dirty;
   std::vector<int32_t> slots;
-  std::vector<SlotEntry> entries;
-  for (size_t first = 0; first < dirty.size(); first += most) {
-    const size_t count = std::min(most, dirty.size() - first);
-    const auto from = dirty.begin() + static_cast<std::ptrdiff_t>(first);
-    slots.assign(from, from + static_cast<std::ptrdiff_t>(count));
-    std::vector<char> rows(count * static_cast<size_t>(tier->row_bytes()));
-    std::vector<Key> keys;
-    entries.clear();
-    if (!tier->Describe(slots, &entries) ||
-        !tier->ReadRows(slots.data(), static_cast<int64_t>(count),
-                        rows.data())) {
-      return false;
+  std::vector<Key> keys;
+  for (int64_t cursor = 0;;) {
+    if (!tier->FindDirty(&cursor, most, &dirty)) return false;
+    if (dirty.empty()) return true;
+    slots.clear();
+    keys.clear();
+    for (const SlotEntry& entry : dirty) {
+      slots.push_back(entry.slot);
+      keys.push_back(entry.key);
     }
-    keys.reserve(count);
-    for (const SlotEntry& entry : entries) keys.push_back(entry.key);
+    if (!tier->ReadRows(slots, rows.data())) return false;
     const Status status = table.store->store()->Put(Span(keys), rows.data());
     if (!status.ok()) {
       table.store->Report(status);
       return false;
     }
   }
-  return true;
 }
 
 }  // namespace
@@ -294,20 +281,21 @@ bool Prefetch(const TieredTable& table) {
   }
   std::vector<Key> missing;
   if (!table.tier->FindMissing(&missing)) return false;
-  const int64_t taken = table.store->mover().Prefetch(Span(missing));
+  const int64_t taken =
+      table.store->mover().Prefetch(Span(missing), table.tier->memory());
   table.store->figures().refused +=
       static_cast<int64_t>(missing.size()) - taken;
   return true;
 }
 
 void ReadBelow(const TieredTable& table, const std::vector<Key>& keys,
-               char* rows, std::vector<uint8_t>* found) {
-  found->assign(keys.size(), kRowAbsent);
+               TakenRows* rows) {
+  rows->rows.assign(keys.size(), nullptr);
   if (keys.empty() || table.store == nullptr) return;
   const MutexLock lock(table.store->operations());
   if (!MayRead(table.store, Stamp(table), table.run)) return;
-  const Status status = table.store->mover().Peek(
-      Span(keys), rows, found->data(), Access::kEvaluate);
+  const Status status = table.store->mover().Peek(Span(keys), Access::kEvaluate,
+                                                  table.tier->memory(), rows);
   if (!status.ok()) table.store->Report(status);
 }
 

@@ -38,9 +38,9 @@ bool Stage(const TieredTable& table);
 bool Prefetch(const TieredTable& table);
 
 // Rows of keys that the device tier lacks, from the Store; nothing changes.
-// found[i] is kRowFound where there is one.
+// rows->rows[i] is null where there is none.
 void ReadBelow(const TieredTable& table, const std::vector<Key>& keys,
-               char* rows, std::vector<uint8_t>* found);
+               TakenRows* rows);
 
 // Writes every dirty row to the Store; the table stays as it is. False on an
 // error, or when the table is stale.

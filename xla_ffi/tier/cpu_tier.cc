@@ -54,61 +54,65 @@ bool CpuTier::FindMissingAndTouch(uint32_t now, std::vector<Key>* missing,
   return true;
 }
 
+void CpuTier::Describe(const std::vector<int32_t>& slots,
+                       std::vector<SlotEntry>* entries) const {
+  entries->clear();
+  entries->reserve(slots.size());
+  for (const int32_t slot : slots) {
+    entries->push_back({slot, SlotKey(view_, slot),
+                        static_cast<SlotState>(view_.residency[slot].state)});
+  }
+}
+
 bool CpuTier::ChooseVictims(uint32_t now, int64_t count, Victims which,
-                            std::vector<int32_t>* slots) {
-  *slots = oneemb::ChooseVictims(view_, now, count, which);
+                            std::vector<SlotEntry>* victims) {
+  Describe(oneemb::ChooseVictims(view_, now, count, which), victims);
   return true;
 }
 
 bool CpuTier::TakeVictims(uint32_t now, int64_t count,
                           std::vector<TierVictim>* queue,
-                          std::vector<int32_t>* slots) {
-  *slots = oneemb::TakeVictims(view_, now, count, queue);
+                          std::vector<SlotEntry>* victims) {
+  Describe(oneemb::TakeVictims(view_, now, count, queue), victims);
   return true;
 }
 
-bool CpuTier::FindDirty(std::vector<int32_t>* slots) {
+bool CpuTier::FindDirty(int64_t* cursor, int64_t most,
+                        std::vector<SlotEntry>* dirty) {
   const auto used = static_cast<int64_t>(view_.counters[kSlotsUsed]);
-  for (int64_t slot = 0; slot < used; ++slot) {
-    if (view_.residency[slot].state != kSlotDirty) continue;
-    slots->push_back(static_cast<int32_t>(slot));
+  std::vector<int32_t> slots;
+  for (; *cursor < used && static_cast<int64_t>(slots.size()) < most;
+       ++*cursor) {
+    if (view_.residency[*cursor].state != kSlotDirty) continue;
+    slots.push_back(static_cast<int32_t>(*cursor));
   }
+  Describe(slots, dirty);
   return true;
 }
 
-bool CpuTier::Describe(const std::vector<int32_t>& slots,
-                       std::vector<SlotEntry>* entries) {
-  entries->reserve(slots.size());
-  for (const int32_t slot : slots) {
-    entries->push_back({SlotKey(view_, slot),
-                        static_cast<SlotState>(view_.residency[slot].state)});
-  }
-  return true;
-}
-
-bool CpuTier::ReadRows(const int32_t* slots, int64_t count, char* rows) {
-  ForRows(parallel_, count, [&](int64_t i) {
-    std::memcpy(rows + i * row_bytes(), view_.Row(slots[i]),
+bool CpuTier::ReadRows(const std::vector<int32_t>& slots, char* rows) {
+  ForRows(parallel_, static_cast<int64_t>(slots.size()), [&](int64_t i) {
+    std::memcpy(rows + i * row_bytes(),
+                view_.Row(slots[static_cast<size_t>(i)]),
                 static_cast<size_t>(row_bytes()));
   });
   return true;
 }
 
-bool CpuTier::Evict(const std::vector<int32_t>& slots) {
-  for (const int32_t slot : slots) EvictSlot(view_, slot);
+bool CpuTier::Evict(const std::vector<SlotEntry>& victims) {
+  for (const SlotEntry& victim : victims) EvictSlot(view_, victim.slot);
   return true;
 }
 
-bool CpuTier::Admit(const std::vector<Admission>& admissions, uint32_t now,
-                    const char* rows) {
+bool CpuTier::Admit(const std::vector<Admission>& admissions, uint32_t now) {
   for (const Admission& a : admissions) {
-    AdmitKey(view_, a.key, a.slot, a.state, now);
+    AdmitKey(view_, a.key, a.slot,
+             a.row == nullptr ? kSlotReserved : kSlotClean, now);
   }
   ForRows(parallel_, static_cast<int64_t>(admissions.size()), [&](int64_t i) {
     const Admission& a = admissions[static_cast<size_t>(i)];
-    if (a.state != kSlotClean) return;
-    std::memcpy(view_.Row(a.slot), rows + a.row * row_bytes(),
-                static_cast<size_t>(row_bytes()));
+    if (a.row == nullptr) return;
+    std::memcpy(view_.Row(a.slot), a.row, static_cast<size_t>(row_bytes()));
   });
   FindAdmitted(view_.index, rules_.keys, ids_, staged_->slots());
   return true;

@@ -7,6 +7,7 @@
 
 #include "core/table_view.h"
 #include "cpu/parallel.h"
+#include "store/aligned_buffer.h"
 #include "store/table_store.h"
 #include "tier/device_tier.h"
 #include "tier/staged_batch.h"
@@ -26,24 +27,26 @@ class CpuTier final : public DeviceTier {
         ids_(ids),
         store_(store) {}
 
+  BufferSource* memory() override { return HeapSource(); }
   bool Digest(uint64_t* digest) override;
   bool FindMissing(std::vector<Key>* missing) override;
   bool FindMissingAndTouch(uint32_t now, std::vector<Key>* missing,
                            int64_t* resident, uint64_t* digest) override;
   bool ChooseVictims(uint32_t now, int64_t count, Victims which,
-                     std::vector<int32_t>* slots) override;
+                     std::vector<SlotEntry>* victims) override;
   bool TakeVictims(uint32_t now, int64_t count, std::vector<TierVictim>* queue,
-                   std::vector<int32_t>* slots) override;
-  bool FindDirty(std::vector<int32_t>* slots) override;
-  bool Describe(const std::vector<int32_t>& slots,
-                std::vector<SlotEntry>* entries) override;
-  bool ReadRows(const int32_t* slots, int64_t count, char* rows) override;
-  bool Evict(const std::vector<int32_t>& slots) override;
-  bool Admit(const std::vector<Admission>& admissions, uint32_t now,
-             const char* rows) override;
+                   std::vector<SlotEntry>* victims) override;
+  bool FindDirty(int64_t* cursor, int64_t most,
+                 std::vector<SlotEntry>* dirty) override;
+  bool ReadRows(const std::vector<int32_t>& slots, char* rows) override;
+  bool Evict(const std::vector<SlotEntry>& victims) override;
+  bool Admit(const std::vector<Admission>& admissions, uint32_t now) override;
   void EndStage(bool none_reserved) override;
 
  private:
+  void Describe(const std::vector<int32_t>& slots,
+                std::vector<SlotEntry>* entries) const;
+
   Parallel* const parallel_;
   const TableView& view_;
   const TableRules& rules_;

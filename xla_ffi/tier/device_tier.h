@@ -12,6 +12,7 @@
 
 #include "core/bucket.h"
 #include "core/residency.h"
+#include "store/buffer_source.h"
 
 namespace oneemb {
 
@@ -19,17 +20,17 @@ class TableStore;  // store/table_store.h
 
 // A slot in use.
 struct SlotEntry {
+  int32_t slot;
   Key key;
   SlotState state;
 };
 
-// A key on its way into a slot, with row `row` of those that come with it if
-// its state is kSlotClean.
+// A key on its way into a slot, with its row if it has one: then the slot is
+// clean, else reserved.
 struct Admission {
   Key key;
   int32_t slot;
-  SlotState state;
-  int64_t row;
+  const char* row;  // in memory(), or null
 };
 
 class DeviceTier {
@@ -50,6 +51,9 @@ class DeviceTier {
   uint64_t* counters() const { return counters_; }
   uint32_t* generation() const { return generation_; }
 
+  // Where rows lie on the host on their way to the device, or from there.
+  virtual BufferSource* memory() = 0;
+
   // Tells apart the batches that a table may be staged for.
   virtual bool Digest(uint64_t* digest) = 0;
 
@@ -64,25 +68,25 @@ class DeviceTier {
   // Up to `count` slots in use whose clock is not `now`, the longest unused
   // ones, ties by slot; in order of slots. Ages from 65,535 on may tie.
   virtual bool ChooseVictims(uint32_t now, int64_t count, Victims which,
-                             std::vector<int32_t>* slots) = 0;
+                             std::vector<SlotEntry>* victims) = 0;
   // The same with kAny, for a table as it goes from batch to batch: `queue`
   // may keep what one look finds beyond what it was for. It begins empty; it
   // is cleared when victims were not evicted.
   virtual bool TakeVictims(uint32_t now, int64_t count,
                            std::vector<TierVictim>* queue,
-                           std::vector<int32_t>* slots) = 0;
-  // Slots whose row is newer than the Store's, in order.
-  virtual bool FindDirty(std::vector<int32_t>* slots) = 0;
-  virtual bool Describe(const std::vector<int32_t>& slots,
-                        std::vector<SlotEntry>* entries) = 0;
-  // Copies the rows of slots one after another.
-  virtual bool ReadRows(const int32_t* slots, int64_t count, char* rows) = 0;
+                           std::vector<SlotEntry>* victims) = 0;
+  // Up to `most` slots from *cursor on whose row is newer than the Store's, in
+  // order; none at the end. Moves *cursor, which begins as 0.
+  virtual bool FindDirty(int64_t* cursor, int64_t most,
+                         std::vector<SlotEntry>* dirty) = 0;
+  // Copies the rows of slots one after another, to memory().
+  virtual bool ReadRows(const std::vector<int32_t>& slots, char* rows) = 0;
 
   // Takes the keys out of slots.
-  virtual bool Evict(const std::vector<int32_t>& slots) = 0;
+  virtual bool Evict(const std::vector<SlotEntry>& victims) = 0;
   // Gives slots that are free to keys that are not there, in order of slots.
-  virtual bool Admit(const std::vector<Admission>& admissions, uint32_t now,
-                     const char* rows) = 0;
+  virtual bool Admit(const std::vector<Admission>& admissions,
+                     uint32_t now) = 0;
 
   // The batch is staged, of a table that is in order now; whether no slot is
   // reserved.

@@ -10,12 +10,6 @@ bool MayReadNow(const TieredTable& table) {
                  table.run);
 }
 
-void ReadRowsBelow(const TieredTable& table, const std::vector<Key>& keys,
-                   char* rows, std::vector<uint8_t>* found) {
-  ReadBelow(table, keys, rows, found);
-  for (uint8_t& one : *found) one = one == kRowFound ? 1 : 0;
-}
-
 void Count(const TieredTable& table, bool stale, int64_t unstaged) {
   CountLookup(table.store.get(), table.nonce, stale, unstaged);
 }
@@ -41,9 +35,9 @@ bool MayWrite(const TieredTable& table) {
 }  // namespace
 
 const TierApi* GetTierApi() {
-  static constexpr TierApi kApi = {
-      FindStore,     Stage,      Prefetch, WriteDown, Flush,
-      ReadRowsBelow, MayReadNow, Count,    MayUpdate, MayWrite};
+  static constexpr TierApi kApi = {FindStore, Stage,     Prefetch,   WriteDown,
+                                   Flush,     ReadBelow, MayReadNow, Count,
+                                   MayUpdate, MayWrite};
   return &kApi;
 }
 

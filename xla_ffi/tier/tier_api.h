@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "store/taken_rows.h"
 #include "tier/device_tier.h"
 
 namespace oneemb {
@@ -18,9 +19,8 @@ struct TierApi {
   bool (*prefetch)(const TieredTable& table);
   bool (*write_down)(const TieredTable& table);
   bool (*flush)(const TieredTable& table);
-  // found[i] is not 0 where there is a row.
   void (*read_below)(const TieredTable& table, const std::vector<Key>& keys,
-                     char* rows, std::vector<uint8_t>* found);
+                     TakenRows* rows);
   bool (*may_read)(const TieredTable& table);
   void (*count_lookup)(const TieredTable& table, bool stale, int64_t unstaged);
 

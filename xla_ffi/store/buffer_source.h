@@ -1,0 +1,35 @@
+// Where the memory of buffers comes from.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+namespace oneemb {
+
+// Outlives its buffers. Thread-safe.
+class BufferSource {
+ public:
+  virtual ~BufferSource() = default;
+  BufferSource() = default;
+  BufferSource(const BufferSource&) = delete;
+  BufferSource& operator=(const BufferSource&) = delete;
+
+  // Aligned to a block and not cleared; null when there is no memory left.
+  virtual char* Take(int64_t bytes) = 0;
+  // Takes back what Take(bytes) gave.
+  virtual void Return(char* data, int64_t bytes) = 0;
+};
+
+struct ReturnBuffer {
+  BufferSource* source;
+  int64_t bytes;
+  void operator()(char* data) const { source->Return(data, bytes); }
+};
+// Goes back to where it came from.
+using SourceBuffer = std::unique_ptr<char, ReturnBuffer>;
+
+inline SourceBuffer TakeBuffer(BufferSource* source, int64_t bytes) {
+  return {source->Take(bytes), {source, bytes}};
+}
+
+}  // namespace oneemb
