@@ -1,11 +1,13 @@
 """Measures steps of a cached table on a GPU beside a dense part.
 
     python benchmarks/gpu_tiers.py [--dense-ms MS] [--steps N] [--ids N]
+                                   [--missing SHARE ...]
 
-Every id of a batch lacks its row, and as many rows have to go, changed: what a
-cache costs where it is of no use. Batches repeat after a while, so all rows have
-been trained before. Prefetched, a step should take as long as the longer of its
-dense part and the moving of its rows.
+Of the ids of a batch a share lacks its row, and as many rows have to go, changed.
+With a share of 1 that is what a cache costs where it is of no use, with 0 what it
+costs where all rows fit. Batches repeat after a while, so all rows have been trained
+before. Prefetched, a step should take as long as the longer of its dense part and
+the moving of its rows.
 """
 
 import argparse
@@ -55,7 +57,17 @@ def rounds_for(milliseconds: float, weight: jax.Array) -> int:
     return max(1, round(1e-3 * milliseconds * (many - few) / (seconds[1] - seconds[0])))
 
 
-def step_ms(kind: str, prefetch: bool, rounds: int, options: Any) -> float:
+def batches(count: int, missing: float) -> np.ndarray:
+    """Ids of batches that have all but a share in common."""
+    own = round(missing * count)
+    common = np.tile(np.arange(count - own), (BATCHES, 1))
+    others = count + np.arange(BATCHES * own).reshape(BATCHES, own)
+    return np.concatenate([common, others], axis=1)
+
+
+def step_ms(
+    kind: str, prefetch: bool, rounds: int, missing: float, options: Any
+) -> float:
     """Milliseconds of one step; of its dense part alone for kind "dense"."""
     weight = jnp.full((2048, 2048), 1e-3, jnp.bfloat16)
     dense = dense_part(rounds)
@@ -73,10 +85,11 @@ def step_ms(kind: str, prefetch: bool, rounds: int, options: Any) -> float:
         grads = acts + out.astype(jnp.float32) * 0
         return oe.update(table, ctx, grads), out
 
-    ids = np.arange(BATCHES * options.ids).reshape(BATCHES, -1)
+    ids = batches(options.ids, missing)
     every = [jnp.asarray(oe.pack_ids(one)) for one in ids]
     store = "device_mem" if kind == "dense" else kind
-    shape = (BATCHES * options.ids, options.dim, 2 / BATCHES)
+    rows = len(np.unique(ids))
+    shape = (rows, options.dim, (1 + missing) * options.ids / rows)
     with (
         tempfile.TemporaryDirectory() as folder,
         tiers.make_embedding(store, folder, *shape, "gpu_tiers", oe.sgd(0.1)) as emb,
@@ -98,6 +111,7 @@ def main() -> None:
     parser.add_argument("--dense-ms", type=float, default=8)
     parser.add_argument("--ids", type=int, default=2**16, help="a batch, all different")
     parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--missing", type=float, nargs="+", default=[1, 0.1, 0])
     parser.add_argument("--steps", type=int, default=5 * BATCHES)
     parser.add_argument(
         "--kinds", nargs="+", default=["device_mem", "cached_host_mem", "cached_ssd"]
@@ -106,20 +120,24 @@ def main() -> None:
     if jax.default_backend() != "gpu":
         sys.exit("gpu_tiers.py: JAX has no GPU here.")
     rounds = rounds_for(options.dense_ms, jnp.full((2048, 2048), 1e-3, jnp.bfloat16))
-    alone = step_ms("dense", False, rounds, options)
+    alone = step_ms("dense", False, rounds, 0, options)
     mib = options.ids * options.dim * 4 / 2**20
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}; a step moves")
-    print(f"{mib:.0f} MiB each way; its dense part alone takes {alone:.2f} ms")
     print(
-        "| rows | prefetched | step, ms | / dense part |\n|---|---|---|---|", flush=True
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}; {mib:.0f} MiB of rows"
     )
+    print(f"a batch; the dense part of a step alone takes {alone:.2f} ms")
+    print("| rows | missing | prefetched | step, ms | / dense part |")
+    print("|---|---|---|---|---|", flush=True)
     for kind in options.kinds:
-        for prefetch in (False, True):
-            if kind == "device_mem" and prefetch:
-                continue
-            ms = step_ms(kind, prefetch, rounds, options)
-            text = "yes" if prefetch else "no"
-            print(f"| {kind} | {text} | {ms:.2f} | {ms / alone:.2f} |", flush=True)
+        for missing in [1] if kind == "device_mem" else options.missing:
+            for prefetch in [False] if kind == "device_mem" else [False, True]:
+                ms = step_ms(kind, prefetch, rounds, missing, options)
+                text = "yes" if prefetch else "no"
+                print(
+                    f"| {kind} | {missing:.0%} | {text} | {ms:.2f} |"
+                    f" {ms / alone:.2f} |",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/counters.h"
+#include "store/crew.h"
 
 namespace oneemb::gpu {
 namespace {
@@ -24,6 +25,15 @@ uint32_t ThresholdAge(const uint32_t* bins, int64_t count, int64_t* older) {
     *older += bins[age];
   }
   return 0;
+}
+
+// Calls body(i) for each 0 <= i < count, maybe on several threads.
+template <class Body>
+void ForEach(int64_t count, const Body& body) {
+  constexpr int64_t kGrain = 4096;
+  Crew::Get()->ForRanges(count, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) body(static_cast<size_t>(i));
+  });
 }
 
 SlotEntry EntryOf(const SlotDescription& slot) {
@@ -56,7 +66,13 @@ bool GpuTier::Ok(cudaError_t error) {
   return error == cudaSuccess;
 }
 
-bool GpuTier::Wait() { return Ok(cudaStreamSynchronize(stream_)); }
+// What is waited for here takes some microseconds: less than it may take until
+// a thread that sleeps is woken.
+bool GpuTier::Wait() {
+  cudaError_t error = cudaErrorNotReady;
+  while (error == cudaErrorNotReady) error = cudaStreamQuery(stream_);
+  return Ok(error);
+}
 
 int64_t GpuTier::used() const {
   return static_cast<int64_t>(counters()[kSlotsUsed]);
@@ -87,10 +103,9 @@ bool GpuTier::FindMissing(const uint32_t* now, std::vector<Key>* missing,
   if (count == 0) return true;
   const NewKey* const keys = ToHost(place.new_keys, count);
   if (keys == nullptr) return false;
-  missing->reserve(state->num_new);
-  for (int64_t i = 0; i < count; ++i) {
-    missing->push_back({keys[i].id, keys[i].table});
-  }
+  missing->resize(state->num_new);
+  ForEach(count,
+          [&](size_t i) { (*missing)[i] = {keys[i].id, keys[i].table}; });
   return true;
 }
 
@@ -153,13 +168,17 @@ bool GpuTier::ChooseVictims(uint32_t now, int64_t count, Victims which,
   if (older + aged == 0) return true;
   const SlotDescription* const found = ToHost(slots, older + aged);
   if (found == nullptr) return false;
+  victims->resize(static_cast<size_t>(older + aged));
+  if (older == 0 || aged == 0) {
+    ForEach(older + aged, [&](size_t i) { (*victims)[i] = EntryOf(found[i]); });
+    return true;
+  }
   const SlotDescription* next[] = {found, found + older};
   const SlotDescription* const end[] = {found + older, found + older + aged};
-  victims->reserve(static_cast<size_t>(older + aged));
-  while (next[0] != end[0] || next[1] != end[1]) {
+  for (SlotEntry& victim : *victims) {
     const bool second = next[0] == end[0] ||
                         (next[1] != end[1] && next[1]->slot < next[0]->slot);
-    victims->push_back(EntryOf(*next[second ? 1 : 0]++));
+    victim = EntryOf(*next[second ? 1 : 0]++);
   }
   return true;
 }
@@ -225,11 +244,11 @@ bool GpuTier::Admit(const std::vector<Admission>& admissions, uint32_t now) {
   const auto count = static_cast<int64_t>(admissions.size());
   SlotAdmission* const pinned = Pinned<SlotAdmission>(count);
   if (pinned == nullptr) return false;
-  for (int64_t i = 0; i < count; ++i) {
-    const Admission& a = admissions[static_cast<size_t>(i)];
+  ForEach(count, [&](size_t i) {
+    const Admission& a = admissions[i];
     pinned[i] = {a.key.id, reinterpret_cast<const uint32_t*>(a.row), a.slot,
                  a.key.table};
-  }
+  });
   SlotAdmission* const there = space_.admissions;
   return Copy(pinned, count, there) &&
          Ok(AdmitKeys(stream_, view_, there, count, now)) &&

@@ -1,7 +1,7 @@
 // Host memory that a GPU reads and writes by itself.
 #pragma once
 
-#include "tier/device_tier.h"
+#include "store/buffer_source.h"
 
 namespace oneemb::gpu {
 

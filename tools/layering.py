@@ -57,7 +57,7 @@ INCLUDES = {
     "xla_ffi/ffi": {"core", "ffi"},
     "xla_ffi/store": {"core", "store"},
     "xla_ffi/tier": {"core", "cpu", "store", "tier"},
-    "cuda": {"core", "cuda", "tier"},
+    "cuda": {"core", "cuda", "store", "tier"},
     "tests/cpp": {"core", "cpu", "store", "tier"},
 }
 MODULE_INCLUDES = {

@@ -21,9 +21,10 @@ using Model = std::map<Key, std::string>;
 int64_t Size(const Keys& keys) { return static_cast<int64_t>(keys.size()); }
 
 std::unique_ptr<HostTier> Open(int64_t row_bytes, int64_t budget = INT64_MAX,
-                               PageSource* pages = PageSource::System()) {
+                               PageSource* pages = PageSource::System(),
+                               Crew* crew = Crew::Get()) {
   std::unique_ptr<HostTier> tier;
-  CHECK(HostTier::Open({row_bytes, budget}, &tier, pages).ok());
+  CHECK(HostTier::Open({row_bytes, budget}, &tier, pages, crew).ok());
   return tier;
 }
 
@@ -217,6 +218,28 @@ TEST(NoMemoryChangesNothing) {
     CheckScan(*tier, model, kWidth);
   }
   CHECK(failures > 5);
+}
+
+// Large batches in which most keys occur several times.
+TEST(ACrewDoesWhatOneThreadDoes) {
+  constexpr int64_t kWidth = 24;
+  Crew crew(3);
+  std::mt19937_64 random(9);
+  const auto tier = Open(kWidth, INT64_MAX, PageSource::System(), &crew);
+  Model model;
+  for (int step = 0; step < 6; ++step) {
+    Keys keys(20000);
+    std::string rows;
+    for (Key& key : keys) {
+      key = {random() % 6000, 0};
+      model[key] = RandomRow(&random, kWidth);
+      rows += model[key];
+    }
+    CHECK(tier->Put(keys.data(), rows.data(), Size(keys)).ok());
+    for (Key& key : keys) key.id = random() % 7000;
+    CheckFetch(*tier, model, keys, kWidth);
+  }
+  CheckScan(*tier, model, kWidth);
 }
 
 TEST(ReadersMayShare) {

@@ -18,6 +18,8 @@ constexpr uint64_t kMostSlots = uint64_t{1} << 32;
 
 // Keys that one call of the index works on where they come in blocks.
 constexpr int64_t kBlock = 256;
+// Keys that are worth a thread.
+constexpr int64_t kGrain = 2048;
 
 // Calls copy(i, row) for every slots[i] that is a slot.
 template <class Copy>
@@ -53,13 +55,18 @@ Status CheckHostTierOptions(const HostTierOptions& options) {
   return {};
 }
 
-HostTier::HostTier(const HostTierOptions& options, PageSource* pages)
-    : options_(options), index_(pages), arena_(pages, options.row_bytes) {}
+HostTier::HostTier(const HostTierOptions& options, PageSource* pages,
+                   Crew* crew)
+    : options_(options),
+      crew_(crew),
+      index_(pages),
+      arena_(pages, options.row_bytes) {}
 
 Status HostTier::Open(const HostTierOptions& options,
-                      std::unique_ptr<HostTier>* tier, PageSource* pages) {
+                      std::unique_ptr<HostTier>* tier, PageSource* pages,
+                      Crew* crew) {
   ONEEMB_RETURN_IF_ERROR(CheckHostTierOptions(options));
-  tier->reset(new (std::nothrow) HostTier(options, pages));
+  tier->reset(new (std::nothrow) HostTier(options, pages, crew));
   if (*tier == nullptr) {
     return {StatusKind::kNoMemory, "no memory for the host tier"};
   }
@@ -73,13 +80,16 @@ void HostTier::Fetch(const Key* keys, int64_t n, char* rows,
     std::fill(found, found + n, uint8_t{0});
     return;
   }
-  index_.FindRows(
-      keys, n, width, [&](uint64_t slot) { return arena_.Row(slot); },
-      [&](int64_t i, const char* row) {
-        found[i] = row == nullptr ? 0 : 1;
-        if (row == nullptr) return;
-        memcpy(rows + i * width, row, static_cast<size_t>(width));
-      });
+  crew_->ForRanges(n, kGrain, [&](int64_t begin, int64_t end) {
+    index_.FindRows(
+        keys + begin, end - begin, width,
+        [&](uint64_t slot) { return arena_.Row(slot); },
+        [&](int64_t i, const char* row) {
+          found[begin + i] = row == nullptr ? 0 : 1;
+          if (row == nullptr) return;
+          memcpy(rows + (begin + i) * width, row, static_cast<size_t>(width));
+        });
+  });
 }
 
 // The rows of a batch that are not there yet.
@@ -145,7 +155,9 @@ Status HostTier::Reserve(const NewRows& fresh) {
 // nothing but the room has changed then, nor after an error.
 Status HostTier::FindOrAdd(const Key* keys, int64_t n, NewRows* fresh,
                            uint64_t* slots) {
-  index_.Find(keys, n, slots);
+  crew_->ForRanges(n, kGrain, [&](int64_t begin, int64_t end) {
+    index_.Find(keys + begin, end - begin, slots + begin);
+  });
   for (int64_t i = 0; i < n; ++i) {
     if (slots[i] != kNoLocation) continue;
     fresh->keys.push_back(keys[i]);
@@ -164,6 +176,29 @@ Status HostTier::FindOrAdd(const Key* keys, int64_t n, NewRows* fresh,
   return {};
 }
 
+// Row i to slots[i]. A slot that occurs twice has both its rows copied by one
+// thread, in order.
+void HostTier::CopyRows(const std::vector<uint64_t>& slots, const char* rows) {
+  constexpr uint64_t kTogether = 64;  // neighbours, which may share a line
+  const auto n = static_cast<int64_t>(slots.size());
+  const int64_t width = options_.row_bytes;
+  const int64_t shares = crew_->NumPieces(n, kGrain);
+  crew_->Run(shares, [&](int64_t share) {
+    uint64_t mine[kBlock];
+    for (int64_t begin = 0; begin < n; begin += kBlock) {
+      const int64_t count = std::min(kBlock, n - begin);
+      for (int64_t i = 0; i < count; ++i) {
+        const uint64_t slot = slots[static_cast<size_t>(begin + i)];
+        const uint64_t owner = slot / kTogether % static_cast<uint64_t>(shares);
+        mine[i] = owner == static_cast<uint64_t>(share) ? slot : kNoLocation;
+      }
+      ForEachRow(arena_, mine, count, [&](int64_t i, char* row) {
+        memcpy(row, rows + (begin + i) * width, static_cast<size_t>(width));
+      });
+    }
+  });
+}
+
 Status HostTier::Put(const Key* keys, const char* rows, int64_t n) {
   NewRows fresh;
   std::vector<uint64_t> slots;
@@ -174,10 +209,7 @@ Status HostTier::Put(const Key* keys, const char* rows, int64_t n) {
     return {StatusKind::kNoMemory,
             "no memory to put " + std::to_string(n) + " rows"};
   }
-  const int64_t width = options_.row_bytes;
-  ForEachRow(arena_, slots.data(), n, [&](int64_t i, char* row) {
-    memcpy(row, rows + i * width, static_cast<size_t>(width));
-  });
+  CopyRows(slots, rows);
   for (const uint64_t slot : fresh.replaced) {
     if (slot != kNoLocation) FreeSlot(slot);
   }

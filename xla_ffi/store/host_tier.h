@@ -4,7 +4,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
+#include "store/crew.h"
 #include "store/key.h"
 #include "store/pages.h"
 #include "store/row_arena.h"
@@ -29,9 +31,11 @@ Status CheckHostTierOptions(const HostTierOptions& options);
 // packed, row_bytes each.
 class HostTier {
  public:
+  // The crew takes a share of large batches.
   static Status Open(const HostTierOptions& options,
                      std::unique_ptr<HostTier>* tier,
-                     PageSource* pages = PageSource::System());
+                     PageSource* pages = PageSource::System(),
+                     Crew* crew = Crew::Get());
 
   // found[i] = 1 and row i copied, or 0 and row i as it was.
   void Fetch(const Key* keys, int64_t n, char* rows, uint8_t* found) const;
@@ -54,14 +58,16 @@ class HostTier {
  private:
   struct NewRows;
 
-  HostTier(const HostTierOptions& options, PageSource* pages);
+  HostTier(const HostTierOptions& options, PageSource* pages, Crew* crew);
   int64_t BytesWith(const NewRows& fresh, uint64_t slots) const;
   Status Reserve(const NewRows& fresh);
+  void CopyRows(const std::vector<uint64_t>& slots, const char* rows);
   Status FindOrAdd(const Key* keys, int64_t n, NewRows* fresh, uint64_t* slots);
   uint64_t TakeSlot();
   void FreeSlot(uint64_t slot);
 
   const HostTierOptions options_;
+  Crew* const crew_;
   RowIndex index_;
   RowArena arena_;
   // Slots below were in use at some time; those which no longer are form a

@@ -8,6 +8,8 @@
 #include <numeric>
 #include <utility>
 
+#include "store/crew.h"
+
 namespace oneemb {
 namespace {
 
@@ -17,6 +19,9 @@ constexpr uint64_t kPatience = 4;
 // No batch is asked for earlier than this many before its turn. Without a bound
 // rows that nobody takes would make those behind them wait longer and longer.
 constexpr uint64_t kMostAhead = 16;
+
+// Keys that are worth a thread.
+constexpr int64_t kGrain = 2048;
 
 std::vector<int64_t> AllPositions(int64_t count) {
   std::vector<int64_t> positions(static_cast<size_t>(count));
@@ -38,8 +43,12 @@ void SetFound(int64_t position, const char* row, TakenRows* taken) {
 
 int64_t RowMover::BatchKeys::Find(Key key, int64_t guess) const {
   if (guess < size() && keys_[static_cast<size_t>(guess)] == key) return guess;
-  std::call_once(indexed_, [this] { index_.emplace(span()); });
+  MakeIndex();
   return index_->Find(key, HashKey(key));
+}
+
+void RowMover::BatchKeys::MakeIndex() const {
+  std::call_once(indexed_, [this] { index_.emplace(span()); });
 }
 
 RowMover::RowMover(std::shared_ptr<Store> store, int64_t most_rows)
@@ -149,25 +158,46 @@ RowMover::WriteBatches RowMover::Writes() {
 }
 
 // Of a key's rows that wait, the newest counts.
+std::pair<int32_t, const char*> RowMover::FindWaiting(
+    const WriteBatches& writes, Key key) const {
+  for (size_t b = writes.size(); b > 0; --b) {
+    const WriteBatch& batch = *writes[b - 1];
+    const int64_t at = batch.keys.Find(key, 0);
+    if (at < 0) continue;
+    return {static_cast<int32_t>(b - 1), batch.rows.data() + at * row_bytes_};
+  }
+  return {-1, nullptr};
+}
+
 RowMover::Unfound RowMover::FindWaiting(KeySpan keys,
                                         const std::vector<int64_t>& positions,
                                         BufferSource* source,
                                         TakenRows* taken) {
-  Unfound unfound;
   const WriteBatches writes = Writes();
+  const auto count = static_cast<int64_t>(positions.size());
+  // For each key the number of the batch, or -1, and its row there.
+  std::vector<std::pair<int32_t, const char*>> where(positions.size());
+  // Made by one thread: of what many wait for none may fail.
+  for (const auto& batch : writes) batch->keys.MakeIndex();
+  Crew::Get()->ForRanges(count, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const auto at = static_cast<size_t>(i);
+      where[at] = FindWaiting(writes, keys[positions[at]]);
+    }
+  });
+  Unfound unfound;
   std::vector<uint8_t> held(writes.size());
-  for (const int64_t i : positions) {
-    int64_t at = -1;
-    size_t b = writes.size();
-    while (at < 0 && b > 0) at = writes[--b]->keys.Find(keys[i], 0);
-    if (at < 0) {
-      unfound.below.push_back(i);
+  for (size_t i = 0; i < where.size(); ++i) {
+    const auto [b, row] = where[i];
+    if (b < 0) {
+      unfound.below.push_back(positions[i]);
       continue;
     }
-    if (held[b] == 0) taken->held.push_back(writes[b]);
-    held[b] = 1;
-    SetFound(i, writes[b]->rows.data() + at * row_bytes_, taken);
-    if (writes[b]->rows.source() != source) unfound.other.push_back(i);
+    const auto& batch = writes[static_cast<size_t>(b)];
+    if (held[static_cast<size_t>(b)] == 0) taken->held.push_back(batch);
+    held[static_cast<size_t>(b)] = 1;
+    SetFound(positions[i], row, taken);
+    if (batch->rows.source() != source) unfound.other.push_back(positions[i]);
   }
   return unfound;
 }
@@ -223,16 +253,24 @@ Status RowMover::FindRest(KeySpan keys, const std::vector<int64_t>& positions,
   return Fetch(keys, unfound, access, std::move(memory), taken);
 }
 
-// Looks first where the claim before this one makes it likely.
-bool RowMover::FindAhead(Key key, Claim* claim) const {
-  const size_t count = ahead_.size();
-  for (size_t k = 0; k < count; ++k) {
-    const size_t b = (claim->batch + k) % count;
+// The claim of keys from `first` on, as many as lie together: at most those up
+// to the next that is not there. `claim` is the one before, behind which they
+// are likely to be.
+bool RowMover::FindAhead(KeySpan keys, int64_t first, Claim* claim) const {
+  const size_t num_batches = ahead_.size();
+  const int64_t guess = claim->from + claim->count;
+  for (size_t k = 0; k < num_batches; ++k) {
+    const size_t b = (claim->batch + k) % num_batches;
     const ReadBatch& batch = *ahead_[b];
-    const int64_t at = batch.keys.Find(key, k == 0 ? claim->from + 1 : 0);
-    if (at < 0 || batch.taken[static_cast<size_t>(at)] != 0) continue;
-    claim->batch = b;
-    claim->from = at;
+    const int64_t from = batch.keys.Find(keys[first], k == 0 ? guess : 0);
+    const auto goes_on = [&](int64_t i) {
+      return first + i < keys.size && from + i < batch.keys.size() &&
+             batch.keys.span()[from + i] == keys[first + i] &&
+             batch.taken[static_cast<size_t>(from + i)] == 0;
+    };
+    if (from < 0 || !goes_on(0)) continue;
+    *claim = {b, from, first, 1};
+    while (goes_on(claim->count)) ++claim->count;
     return true;
   }
   return false;
@@ -250,18 +288,19 @@ void RowMover::TakeClaims(const std::vector<Claim>& claims,
       taken->held.push_back(ahead_[claim.batch]);
       last = &batch;
     }
-    const auto from = static_cast<size_t>(claim.from);
-    const auto to = static_cast<size_t>(claim.to);
-    batch.taken[from] = 1;
-    --batch.left;
-    const uint8_t found = batch.rows.found[from];
-    if (found == kRowFailed || batch.memory->source() != source) {
-      rest->push_back(claim.to);
-      continue;
+    std::fill_n(batch.taken.begin() + claim.from, claim.count, uint8_t{1});
+    batch.left -= claim.count;
+    if (batch.memory->source() == source) {
+      std::copy_n(batch.rows.found.begin() + claim.from, claim.count,
+                  taken->found.begin() + claim.to);
+      std::copy_n(batch.rows.rows.begin() + claim.from, claim.count,
+                  taken->rows.begin() + claim.to);
     }
-    ++taken->prefetched;
-    taken->found[to] = found;
-    taken->rows[to] = batch.rows.rows[from];
+    for (int64_t i = claim.to; i < claim.to + claim.count; ++i) {
+      const bool failed = taken->found[static_cast<size_t>(i)] == kRowFailed;
+      taken->prefetched += failed ? 0 : 1;
+      if (failed) rest->push_back(i);
+    }
   }
 }
 
@@ -277,13 +316,14 @@ Status RowMover::Take(KeySpan keys, BufferSource* source, TakenRows* taken) {
   if (Forked()) return ForkedStatus();
   std::vector<Claim> claims;
   std::vector<int64_t> rest;
-  Claim claim{0, -1, 0};
-  for (int64_t i = 0; i < keys.size; ++i) {
+  Claim claim;
+  for (int64_t i = 0; i < keys.size;) {
     // What was read ahead goes first, or it would be left to grow old.
-    if (FindAhead(keys[i], &claim)) {
-      claims.push_back({claim.batch, claim.from, i});
+    if (FindAhead(keys, i, &claim)) {
+      claims.push_back(claim);
+      i += claim.count;
     } else {
-      rest.push_back(i);
+      rest.push_back(i++);
     }
   }
   const Status status = FindRest(keys, rest, Access::kTrain, source, taken);
@@ -355,15 +395,19 @@ int64_t RowMover::Prefetch(KeySpan keys, BufferSource* source) {
   int64_t room = most_rows_ - staged_rows_;
   for (const std::shared_ptr<ReadBatch>& batch : ahead_) room -= batch->left;
   std::vector<Key> wanted;
+  wanted.reserve(
+      static_cast<size_t>(std::max<int64_t>(0, std::min(room, keys.size))));
   int64_t had = 0;
-  Claim claim{0, -1, 0};
-  for (int64_t i = 0; i < keys.size; ++i) {
-    if (FindAhead(keys[i], &claim)) {
-      ++had;
-    } else if (room > 0) {
-      --room;
-      wanted.push_back(keys[i]);
+  Claim claim;
+  for (int64_t i = 0; i < keys.size;) {
+    if (FindAhead(keys, i, &claim)) {
+      had += claim.count;
+      i += claim.count;
+      continue;
     }
+    if (room > 0) wanted.push_back(keys[i]);
+    --room;
+    ++i;
   }
   if (wanted.empty()) return had;
   const auto batch = std::make_shared<ReadBatch>(std::move(wanted));

@@ -84,6 +84,8 @@ class RowMover {
     KeySpan span() const { return {keys_.data(), size()}; }
     // The position of a key, or -1; likely to be `guess`. Thread-safe.
     int64_t Find(Key key, int64_t guess) const;
+    // What Find needs where guesses fail, unless it is there. May throw.
+    void MakeIndex() const;
 
    private:
     const std::vector<Key> keys_;
@@ -113,11 +115,13 @@ class RowMover {
     uint64_t due = 0;  // the number of stages after which it is forgotten
   };
   using WriteBatches = std::vector<std::shared_ptr<const WriteBatch>>;
-  // Row `from` of a batch of ahead_.
+  // Rows from `from` on of a batch of ahead_, and that many from `to` on of the
+  // batch that is wanted.
   struct Claim {
     size_t batch = 0;
     int64_t from = 0;
-    int64_t to = 0;  // the row of the batch wanted that it is
+    int64_t to = 0;
+    int64_t count = 0;
   };
   // The rows of a batch that are not pointed to yet.
   struct Unfound {
@@ -134,9 +138,11 @@ class RowMover {
   void WriteFront() ONEEMB_REQUIRES(mutex_);
   void ReadFront() ONEEMB_REQUIRES(mutex_);
   WriteBatches Writes();
-  bool FindAhead(Key key, Claim* claim) const;
+  bool FindAhead(KeySpan keys, int64_t first, Claim* claim) const;
   void TakeClaims(const std::vector<Claim>& claims, BufferSource* source,
                   std::vector<int64_t>* rest, TakenRows* taken);
+  std::pair<int32_t, const char*> FindWaiting(const WriteBatches& writes,
+                                              Key key) const;
   Unfound FindWaiting(KeySpan keys, const std::vector<int64_t>& positions,
                       BufferSource* source, TakenRows* taken);
   Status Fetch(KeySpan keys, const Unfound& unfound, Access access,

@@ -17,7 +17,8 @@
 
 namespace oneemb {
 
-class StagedBatch;  // tier/staged_batch.h
+class StagedBatch;   // tier/staged_batch.h
+struct StageMemory;  // tier/cached_table.cc
 
 // What happened between the device tier and its Store.
 struct TierFigures {
@@ -64,6 +65,9 @@ class TableStore {
   RowMover& mover() { return mover_; }
   // What the last look for victims found beyond what it was for (cpu/tier.h).
   std::vector<TierVictim>& victims() { return victims_; }
+  // What `stage` works in, kept from batch to batch: memory that is new to the
+  // process takes longer to get than what is done in it.
+  std::shared_ptr<StageMemory>& stage_memory() { return stage_memory_; }
   // How many slots the newest table has reserved at most: what a GPU makes of
   // them is not taken off.
   int64_t& reserved() { return reserved_; }
@@ -106,6 +110,7 @@ class TableStore {
   std::shared_ptr<Store> store_;  // null when retired
   RowMover mover_;
   std::vector<TierVictim> victims_;
+  std::shared_ptr<StageMemory> stage_memory_;
   int64_t reserved_ = 0;
   mutable Mutex mutex_;
   History history_ ONEEMB_GUARDED_BY(mutex_);

@@ -15,6 +15,15 @@ struct TakenRows {
   bool waited = false;            // for the Store
 
   std::vector<std::shared_ptr<const void>> held;  // what they are in
+
+  // Lets go of them, and keeps the memory of the lists.
+  void Clear() {
+    found.clear();
+    rows.clear();
+    prefetched = 0;
+    waited = false;
+    held.clear();
+  }
 };
 
 }  // namespace oneemb

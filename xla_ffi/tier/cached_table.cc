@@ -4,12 +4,35 @@
 #include <utility>
 
 #include "core/counters.h"
+#include "store/crew.h"
 
 namespace oneemb {
+
+struct StageMemory {
+  std::vector<Key> missing;
+  TakenRows taken;  // of missing
+  std::vector<SlotEntry> victims;
+  std::vector<int32_t> slots;  // for them, as far as there is room
+  std::vector<int32_t> dirty;  // of victims
+  std::vector<Admission> admissions;
+
+  // Empty again, but for the memory. Rows are let go.
+  void Clear() {
+    missing.clear();
+    taken.Clear();
+    victims.clear();
+    slots.clear();
+    dirty.clear();
+    admissions.clear();
+  }
+};
+
 namespace {
 
 // Bytes written to the Store at once at most.
 constexpr int64_t kFlushBytes = int64_t{8} << 20;
+// Keys that are worth a thread.
+constexpr int64_t kGrain = 4096;
 
 KeySpan Span(const std::vector<Key>& keys) {
   return {keys.data(), static_cast<int64_t>(keys.size())};
@@ -19,6 +42,13 @@ TableStamp Stamp(const TieredTable& table) {
   return {table.nonce, *table.tier->generation()};
 }
 
+StageMemory* MemoryOf(TableStore* store) {
+  std::shared_ptr<StageMemory>& memory = store->stage_memory();
+  if (memory == nullptr) memory = std::make_shared<StageMemory>();
+  memory->Clear();
+  return memory.get();
+}
+
 // One batch on its way into the device tier.
 class Staging {
  public:
@@ -26,16 +56,21 @@ class Staging {
       : tier_(table.tier),
         store_(table.store.get()),
         recomputed_(standing == Standing::kRecomputed),
-        now_(tier_->counters()[kStaged] + 1) {}
+        now_(tier_->counters()[kStaged] + 1),
+        work_(*MemoryOf(store_)) {}
+  ~Staging() { work_.Clear(); }
+  Staging(const Staging&) = delete;
+  Staging& operator=(const Staging&) = delete;
 
   // *digest becomes that of the batch.
   bool Run(uint64_t* digest) {
     int64_t resident = 0;
-    if (!tier_->FindMissingAndTouch(static_cast<uint32_t>(now_), &missing_,
+    if (!tier_->FindMissingAndTouch(static_cast<uint32_t>(now_), &work_.missing,
                                     &resident, digest)) {
       return false;
     }
-    if (!missing_.empty() && !Bring()) return false;
+    missed_ = static_cast<int64_t>(work_.missing.size());
+    if (missed_ > 0 && !Bring()) return false;
     tier_->counters()[kStaged] = now_;
     if (!recomputed_) Finish(resident);
     ++*tier_->generation();
@@ -54,14 +89,26 @@ class Staging {
   void Fetch() {
     RowMover& mover = store_->mover();
     const Status status =
-        recomputed_ ? mover.Peek(Span(missing_), Access::kTrain,
-                                 tier_->memory(), &taken_)
-                    : mover.Take(Span(missing_), tier_->memory(), &taken_);
-    if (!status.ok()) store_->Report(status);
-    admitted_.reserve(missing_.size());
-    for (size_t i = 0; i < missing_.size(); ++i) {
-      if (taken_.found[i] != kRowFailed) admitted_.push_back(i);
+        recomputed_
+            ? mover.Peek(Span(work_.missing), Access::kTrain, tier_->memory(),
+                         &work_.taken)
+            : mover.Take(Span(work_.missing), tier_->memory(), &work_.taken);
+    if (!status.ok()) {
+      store_->Report(status);
+      DropLost();
     }
+  }
+
+  // Keys whose rows cannot be had stay out.
+  void DropLost() {
+    size_t kept = 0;
+    for (size_t i = 0; i < work_.missing.size(); ++i) {
+      if (work_.taken.found[i] == kRowFailed) continue;
+      work_.missing[kept] = work_.missing[i];
+      work_.taken.rows[kept] = work_.taken.rows[i];
+      ++kept;
+    }
+    work_.missing.resize(kept);
   }
 
   // Chooses what has to go until the keys to admit have slots; fewer where
@@ -69,31 +116,35 @@ class Staging {
   bool MakeRoom() {
     const int64_t used = static_cast<int64_t>(tier_->counters()[kSlotsUsed]);
     const int64_t unused = tier_->capacity() - used;
-    const int64_t wanted = static_cast<int64_t>(admitted_.size());
+    const int64_t wanted = static_cast<int64_t>(work_.missing.size());
     const uint32_t now = static_cast<uint32_t>(now_);
     // An older table has other clocks than those that the queue is for.
     std::vector<TierVictim>& queue = store_->victims();
     const int64_t lacking = wanted - unused;
     if (lacking > 0 &&
         !(recomputed_
-              ? tier_->ChooseVictims(now, lacking, Victims::kAny, &victims_)
-              : tier_->TakeVictims(now, lacking, &queue, &victims_))) {
+              ? tier_->ChooseVictims(now, lacking, Victims::kAny,
+                                     &work_.victims)
+              : tier_->TakeVictims(now, lacking, &queue, &work_.victims))) {
       return false;
     }
     bool written = true;
     if (!WriteBack(&written)) return false;
     if (!written) {
       queue.clear();
-      if (!tier_->ChooseVictims(now, lacking, Victims::kClean, &victims_)) {
+      if (!tier_->ChooseVictims(now, lacking, Victims::kClean,
+                                &work_.victims)) {
         return false;
       }
     }
     // In order of slots: those in use come first.
     newly_used_ = std::min(unused, wanted);
-    slots_.reserve(victims_.size() + static_cast<size_t>(newly_used_));
-    for (const SlotEntry& victim : victims_) slots_.push_back(victim.slot);
+    work_.slots.reserve(work_.victims.size() +
+                        static_cast<size_t>(newly_used_));
+    for (const SlotEntry& victim : work_.victims)
+      work_.slots.push_back(victim.slot);
     for (int64_t i = 0; i < newly_used_; ++i) {
-      slots_.push_back(static_cast<int32_t>(used + i));
+      work_.slots.push_back(static_cast<int32_t>(used + i));
     }
     return true;
   }
@@ -101,9 +152,10 @@ class Staging {
   // Hands over the dirty rows among the victims; whether that is possible.
   bool WriteBack(bool* written) {
     if (recomputed_) return true;  // they were handed over already
-    std::vector<int32_t> dirty;
+    std::vector<int32_t>& dirty = work_.dirty;
     std::vector<Key> keys;
-    for (const SlotEntry& victim : victims_) {
+    keys.reserve(work_.victims.size());
+    for (const SlotEntry& victim : work_.victims) {
       if (victim.state != kSlotDirty) continue;
       dirty.push_back(victim.slot);
       keys.push_back(victim.key);
@@ -125,33 +177,39 @@ class Staging {
   }
 
   bool Admit() {
-    for (const SlotEntry& victim : victims_) {
+    for (const SlotEntry& victim : work_.victims) {
       reserved_ -= victim.state == kSlotReserved ? 1 : 0;
     }
-    std::vector<Admission> admissions;
-    const size_t count = std::min(admitted_.size(), slots_.size());
-    admissions.reserve(count);
-    for (size_t i = 0; i < count; ++i) {
-      const size_t from = admitted_[i];
-      const char* const row = taken_.rows[from];
-      reserved_ += row == nullptr ? 1 : 0;
-      admissions.push_back({missing_[from], slots_[i], row});
-    }
-    if (!victims_.empty() && !tier_->Evict(victims_)) return false;
-    if (!tier_->Admit(admissions, static_cast<uint32_t>(now_))) return false;
+    const size_t count = std::min(work_.missing.size(), work_.slots.size());
+    work_.admissions.resize(count);
+    Crew::Get()->ForRanges(
+        static_cast<int64_t>(count), kGrain, [&](int64_t begin, int64_t end) {
+          for (auto i = static_cast<size_t>(begin);
+               i < static_cast<size_t>(end); ++i) {
+            work_.admissions[i] = {work_.missing[i], work_.slots[i],
+                                   work_.taken.rows[i]};
+          }
+        });
+    reserved_ += std::count(
+        work_.taken.rows.begin(),
+        work_.taken.rows.begin() + static_cast<std::ptrdiff_t>(count), nullptr);
+    if (!work_.victims.empty() && !tier_->Evict(work_.victims)) return false;
+    if (!tier_->Admit(work_.admissions, static_cast<uint32_t>(now_)))
+      return false;
     tier_->counters()[kSlotsUsed] += static_cast<uint64_t>(newly_used_);
     return true;
   }
 
   void Finish(int64_t resident) const {
-    store_->mover().EndStage(resident + static_cast<int64_t>(slots_.size()));
+    store_->mover().EndStage(resident +
+                             static_cast<int64_t>(work_.slots.size()));
     store_->reserved() += reserved_;
     TierFigures& figures = store_->figures();
     figures.hits += resident;
-    figures.misses += static_cast<int64_t>(missing_.size());
-    figures.prefetched += taken_.prefetched;
-    figures.stalls += taken_.waited ? 1 : 0;
-    figures.victims += static_cast<int64_t>(victims_.size());
+    figures.misses += missed_;
+    figures.prefetched += work_.taken.prefetched;
+    figures.stalls += work_.taken.waited ? 1 : 0;
+    figures.victims += static_cast<int64_t>(work_.victims.size());
     figures.write_backs += written_;
   }
 
@@ -159,12 +217,9 @@ class Staging {
   TableStore* store_;
   bool recomputed_;
   uint64_t now_;  // the number of this batch
-  std::vector<Key> missing_;
-  TakenRows taken_;               // of missing_
-  std::vector<size_t> admitted_;  // numbers in missing_
-  std::vector<SlotEntry> victims_;
-  std::vector<int32_t> slots_;  // for admitted_, as far as there is room
-  int64_t newly_used_ = 0;      // slots of them that never were in use
+  StageMemory& work_;
+  int64_t missed_ = 0;
+  int64_t newly_used_ = 0;  // slots of them that never were in use
   int64_t written_ = 0;
   int64_t reserved_ = 0;  // slots reserved now that were not before
 };
@@ -279,7 +334,7 @@ bool Prefetch(const TieredTable& table) {
       Standing::kCurrent) {
     return true;
   }
-  std::vector<Key> missing;
+  std::vector<Key>& missing = MemoryOf(table.store.get())->missing;
   if (!table.tier->FindMissing(&missing)) return false;
   const int64_t taken =
       table.store->mover().Prefetch(Span(missing), table.tier->memory());
