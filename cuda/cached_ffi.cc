@@ -67,6 +67,32 @@ class CachedOperation {
     return failed;
   }
 
+  // Has the keys that the device tier lacks found, and `work` done some time
+  // later on a tier that knows them, and nothing else.
+  cudaError_t TellMissing(const Work& work) {
+    auto* const source = PinnedBuffers();
+    auto keys = std::make_shared<SourceBuffer>(
+        TakeBuffer(source, ids_.size * int64_t{sizeof(NewKey)}));
+    auto state = std::make_shared<SourceBuffer>(
+        TakeBuffer(source, int64_t{sizeof(PlaceState)}));
+    if (*keys == nullptr || *state == nullptr) {
+      return cudaErrorMemoryAllocation;
+    }
+    return caller_->Tell(
+        [&](void* board) {
+          ONEEMB_RETURN_IF_CUDA_ERROR(BoardWriter()(board));
+          return FindMissingTo(keys->get(), state->get());
+        },
+        [self = *this, work, keys, state](void* board) {
+          const auto find = [&](GpuTier* tier, const TieredTable& t, Board* b) {
+            tier->UseFound(reinterpret_cast<const PlaceState*>(state->get()),
+                           reinterpret_cast<const NewKey*>(keys->get()));
+            return work(tier, t, b);
+          };
+          self.Serve(find, Cast(board));
+        });
+  }
+
   // The same for work that only looks at the table's books: the stream waits
   // for it, and nobody for the stream.
   cudaError_t Ask(bool writes, Work work) {
@@ -90,6 +116,19 @@ class CachedOperation {
     return [this, writes](void* board) {
       return ReadBoard(stream_, places_, writes, Cast(board));
     };
+  }
+
+  // The keys that are missing, and how many, to memory of the host.
+  cudaError_t FindMissingTo(char* keys, char* state) const {
+    PlaceArgs place{};
+    ONEEMB_RETURN_IF_CUDA_ERROR(FindMissing(stream_, view_, rules_, ids_,
+                                            nullptr, space_.find, &place));
+    ONEEMB_RETURN_IF_CUDA_ERROR(
+        cudaMemcpyAsync(state, place.state, sizeof(PlaceState),
+                        cudaMemcpyDeviceToHost, stream_));
+    return cudaMemcpyAsync(keys, place.new_keys,
+                           static_cast<size_t>(ids_.size) * sizeof(NewKey),
+                           cudaMemcpyDeviceToHost, stream_);
   }
 
   cudaError_t Serve(const Work& work, Board* board) const {
@@ -176,11 +215,10 @@ ffi::Error PrefetchHandler(cudaStream_t stream, ffi::RunId run,
   ONEEMB_RETURN_IF_ERROR(
       CheckInPlace("prefetch", {&cached.buffers[5]}, results));
   ONEEMB_RETURN_IF_ERROR(TakeSpace(cached, results, 0, &operation));
-  return ToFfi(
-      "prefetch",
-      operation.Meet(false, [](GpuTier* tier, const TieredTable& t, Board*) {
-        return OrNoMemory(*tier, tier_api->prefetch(t));
-      }));
+  return ToFfi("prefetch", operation.TellMissing(
+                               [](GpuTier*, const TieredTable& t, Board*) {
+                                 return tier_api->prefetch(t);
+                               }));
 }
 
 // Whether an update may go on, as oneemb::UpdateCached has it. One with damaged

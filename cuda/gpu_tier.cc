@@ -103,9 +103,7 @@ bool GpuTier::FindMissing(const uint32_t* now, std::vector<Key>* missing,
   if (count == 0) return true;
   const NewKey* const keys = ToHost(place.new_keys, count);
   if (keys == nullptr) return false;
-  missing->resize(state->num_new);
-  ForEach(count,
-          [&](size_t i) { (*missing)[i] = {keys[i].id, keys[i].table}; });
+  ToKeys(*state, keys, missing);
   return true;
 }
 
@@ -117,7 +115,18 @@ bool GpuTier::Digest(uint64_t* digest) {
   return true;
 }
 
+void GpuTier::ToKeys(const PlaceState& state, const NewKey* found,
+                     std::vector<Key>* keys) {
+  keys->resize(state.num_new);
+  ForEach(static_cast<int64_t>(state.num_new),
+          [&](size_t i) { (*keys)[i] = {found[i].id, found[i].table}; });
+}
+
 bool GpuTier::FindMissing(std::vector<Key>* missing) {
+  if (found_state_ != nullptr) {
+    ToKeys(*found_state_, found_keys_, missing);
+    return true;
+  }
   PlaceState state{};
   return FindMissing(nullptr, missing, &state);
 }

@@ -52,6 +52,13 @@ class GpuTier final : public DeviceTier {
     if (!pinned_.empty()) Wait();
   }
 
+  // What FindMissing is to say, found by kernels already; in memory of the
+  // host.
+  void UseFound(const PlaceState* state, const NewKey* keys) {
+    found_state_ = state;
+    found_keys_ = keys;
+  }
+
   // The first error of the device, which made a function return false.
   cudaError_t error() const { return error_; }
 
@@ -102,6 +109,8 @@ class GpuTier final : public DeviceTier {
   bool CopyBytes(const void* from, int64_t bytes, void* to);
   bool FindMissing(const uint32_t* now, std::vector<Key>* missing,
                    PlaceState* state);
+  static void ToKeys(const PlaceState& state, const NewKey* found,
+                     std::vector<Key>* keys);
   bool SlotsToDevice(const std::vector<int32_t>& slots);
   bool Collect(int64_t first, int64_t end, const SlotFilter& filter,
                int64_t most, SlotDescription* slots);
@@ -114,6 +123,8 @@ class GpuTier final : public DeviceTier {
   const TierSpace space_;
   cudaError_t error_ = cudaSuccess;
   std::vector<SourceBuffer> pinned_;
+  const PlaceState* found_state_ = nullptr;
+  const NewKey* found_keys_ = nullptr;
 };
 
 }  // namespace oneemb::gpu

@@ -121,9 +121,11 @@ void StreamCaller::Serve() {
   }
 }
 
-// A board is free again when the stream has come to a question after its own.
+// A board is free again when it was heard, and the stream has come to a call
+// after its own.
 cudaError_t StreamCaller::AwaitBoard(uint32_t ticket) const {
-  while (!HasReached(*reached_, ticket - kBoards + 1)) {
+  while (!HasReached(*reached_, ticket - kBoards + 1) ||
+         !HasReached(*done_, ticket - kBoards)) {
     // A stream that has failed comes nowhere any more.
     const cudaError_t error = cudaStreamQuery(stream_);
     if (error != cudaSuccess && error != cudaErrorNotReady) return error;
@@ -143,27 +145,39 @@ cudaError_t StreamCaller::Queue(uint32_t ticket, Function function) {
   return cudaSuccess;
 }
 
+// Puts `before` and the next ticket on the stream; calls_ is held.
+cudaError_t StreamCaller::Send(const BoardStep& before, Function function) {
+  Driver driver;
+  ONEEMB_RETURN_IF_CUDA_ERROR(GetDriver(&driver));
+  const uint32_t ticket = last_ticket_ + 1;
+  ONEEMB_RETURN_IF_CUDA_ERROR(AwaitBoard(ticket));
+  ONEEMB_RETURN_IF_CUDA_ERROR(before(Board(ticket)));
+  // Before the stream asks: a question that nobody answers would stop it.
+  ONEEMB_RETURN_IF_CUDA_ERROR(Queue(ticket, std::move(function)));
+  if (driver.write(static_cast<CUstream>(stream_), DeviceAddress(reached_),
+                   ticket, CU_STREAM_WRITE_VALUE_DEFAULT) != CUDA_SUCCESS) {
+    return cudaErrorNotSupported;
+  }
+  last_ticket_ = ticket;
+  return cudaSuccess;
+}
+
 cudaError_t StreamCaller::Ask(const BoardStep& before, Function function,
                               const BoardStep& after) {
   Driver driver;
   ONEEMB_RETURN_IF_CUDA_ERROR(GetDriver(&driver));
   const std::lock_guard<std::mutex> lock(calls_);
-  const uint32_t ticket = last_ticket_ + 1;
-  ONEEMB_RETURN_IF_CUDA_ERROR(AwaitBoard(ticket));
-  ONEEMB_RETURN_IF_CUDA_ERROR(before(Board(ticket)));
-  const auto stream = static_cast<CUstream>(stream_);
-  // Before the stream asks: a question that nobody answers would stop it.
-  ONEEMB_RETURN_IF_CUDA_ERROR(Queue(ticket, std::move(function)));
-  if (driver.write(stream, DeviceAddress(reached_), ticket,
-                   CU_STREAM_WRITE_VALUE_DEFAULT) != CUDA_SUCCESS) {
+  ONEEMB_RETURN_IF_CUDA_ERROR(Send(before, std::move(function)));
+  if (driver.wait(static_cast<CUstream>(stream_), DeviceAddress(done_),
+                  last_ticket_, CU_STREAM_WAIT_VALUE_GEQ) != CUDA_SUCCESS) {
     return cudaErrorNotSupported;
   }
-  last_ticket_ = ticket;
-  if (driver.wait(stream, DeviceAddress(done_), ticket,
-                  CU_STREAM_WAIT_VALUE_GEQ) != CUDA_SUCCESS) {
-    return cudaErrorNotSupported;
-  }
-  return after(Board(ticket));
+  return after(Board(last_ticket_));
+}
+
+cudaError_t StreamCaller::Tell(const BoardStep& before, Function function) {
+  const std::lock_guard<std::mutex> lock(calls_);
+  return Send(before, std::move(function));
 }
 
 cudaError_t StreamCaller::Meet(const BoardStep& before,
@@ -173,6 +187,7 @@ cudaError_t StreamCaller::Meet(const BoardStep& before,
   void* const board = boards_ + kBoards * kBoardBytes;
   ONEEMB_RETURN_IF_CUDA_ERROR(before(board));
   ONEEMB_RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(stream_));
+  Await(done_, last_ticket_);
   function(board);
   return after(board);
 }

@@ -1,4 +1,4 @@
-// Host code at a point of a stream, in one of two ways.
+// Host code at a point of a stream, in one of three ways.
 //
 // Ask: the stream waits for the host, and the thread that puts it there waits
 // for nothing. The stream writes a number where a thread of ours looks, and
@@ -8,7 +8,10 @@
 // device (XLA has one): what loads a kernel may hold CUDA's locks until the
 // whole device, and so this stream, stands still.
 //
-// Meet: the thread waits until the stream has come there, and then may use it.
+// Tell: the stream writes the number and goes on.
+//
+// Meet: the thread waits until the stream has come there, and all that it has
+// asked and told has been heard; then it may use it.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -43,6 +46,8 @@ class StreamCaller {
   // then `after`. On an error `function` may not run.
   cudaError_t Ask(const BoardStep& before, Function function,
                   const BoardStep& after);
+  // The same without `after`. The function may run at any time from then on.
+  cudaError_t Tell(const BoardStep& before, Function function);
   cudaError_t Meet(const BoardStep& before, const Function& function,
                    const BoardStep& after);
 
@@ -56,6 +61,7 @@ class StreamCaller {
   cudaError_t Start();
   void Serve();
   cudaError_t AwaitBoard(uint32_t ticket) const;
+  cudaError_t Send(const BoardStep& before, Function function);
   cudaError_t Queue(uint32_t ticket, Function function);
   void* Board(uint32_t ticket) const {
     return boards_ + (ticket % kBoards) * kBoardBytes;

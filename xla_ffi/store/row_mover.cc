@@ -104,6 +104,8 @@ void RowMover::ReadAll() {
   while (!stop_) {
     if (!reads_.empty()) {
       ReadFront();
+    } else if (!dropped_.empty()) {
+      FreeDropped();
     } else {
       changed_.Wait(mutex_);
     }
@@ -111,7 +113,7 @@ void RowMover::ReadAll() {
 }
 
 void RowMover::WriteFront() {
-  const std::shared_ptr<const WriteBatch> batch = writes_.front();
+  std::shared_ptr<const WriteBatch> batch = writes_.front();
   mutex_.Unlock();
   const Status status = store_->Put(batch->keys.span(), batch->rows.data());
   mutex_.Lock();
@@ -124,6 +126,10 @@ void RowMover::WriteFront() {
     if (untold_.ok()) untold_ = status;
   }
   changed_.NotifyAll();
+  // It may take long to free it.
+  mutex_.Unlock();
+  batch.reset();
+  mutex_.Lock();
 }
 
 void RowMover::ReadFront() {
@@ -133,7 +139,10 @@ void RowMover::ReadFront() {
   // Rows that it cannot read are read again when they are wanted: that is when
   // there is somebody to tell.
   try {
-    Read(batch.get());
+    Begin(batch->keys.size(), kRowFailed, &batch->rows);
+    (void)FindRest(batch->keys.span(), AllPositions(batch->keys.size()),
+                   Access::kTrain, batch->source, &batch->rows)
+        .ok();
   } catch (const std::bad_alloc&) {
     Begin(batch->keys.size(), kRowFailed, &batch->rows);
   }
@@ -142,12 +151,12 @@ void RowMover::ReadFront() {
   changed_.NotifyAll();
 }
 
-void RowMover::Read(ReadBatch* batch) {
-  const KeySpan keys = batch->keys.span();
-  Begin(keys.size, kRowFailed, &batch->rows);
-  const Unfound unfound = FindWaiting(keys, AllPositions(keys.size),
-                                      batch->memory->source(), &batch->rows);
-  (void)Fetch(keys, unfound, Access::kTrain, batch->memory, &batch->rows).ok();
+void RowMover::FreeDropped() {
+  std::vector<std::shared_ptr<ReadBatch>> dropped = std::move(dropped_);
+  dropped_.clear();
+  mutex_.Unlock();
+  dropped.clear();
+  mutex_.Lock();
 }
 
 // ---- Of both.
@@ -229,8 +238,6 @@ Status RowMover::Fetch(KeySpan keys, const Unfound& unfound, Access access,
   return status;
 }
 
-// ---- The caller's thread.
-
 // Rows that were not read ahead.
 Status RowMover::FindRest(KeySpan keys, const std::vector<int64_t>& positions,
                           Access access, BufferSource* source,
@@ -252,6 +259,8 @@ Status RowMover::FindRest(KeySpan keys, const std::vector<int64_t>& positions,
   }
   return Fetch(keys, unfound, access, std::move(memory), taken);
 }
+
+// ---- The caller's thread.
 
 // The claim of keys from `first` on, as many as lie together: at most those up
 // to the next that is not there. `claim` is the one before, behind which they
@@ -290,7 +299,7 @@ void RowMover::TakeClaims(const std::vector<Claim>& claims,
     }
     std::fill_n(batch.taken.begin() + claim.from, claim.count, uint8_t{1});
     batch.left -= claim.count;
-    if (batch.memory->source() == source) {
+    if (batch.source == source) {
       std::copy_n(batch.rows.found.begin() + claim.from, claim.count,
                   taken->found.begin() + claim.to);
       std::copy_n(batch.rows.rows.begin() + claim.from, claim.count,
@@ -410,9 +419,7 @@ int64_t RowMover::Prefetch(KeySpan keys, BufferSource* source) {
     ++i;
   }
   if (wanted.empty()) return had;
-  const auto batch = std::make_shared<ReadBatch>(std::move(wanted));
-  batch->memory = std::make_shared<AlignedBuffer>();
-  if (!batch->memory->Resize(batch->left * row_bytes_, source).ok()) return had;
+  const auto batch = std::make_shared<ReadBatch>(std::move(wanted), source);
   ahead_.push_back(batch);
   batch->due =
       stages_ + std::min<uint64_t>(ahead_.size(), kMostAhead) + kPatience;
@@ -422,10 +429,12 @@ int64_t RowMover::Prefetch(KeySpan keys, BufferSource* source) {
   return had + batch->left;
 }
 
-void RowMover::Forget(const std::shared_ptr<ReadBatch>& batch) {
+void RowMover::Drop(std::shared_ptr<ReadBatch> batch) {
   const MutexLock lock(mutex_);
   const auto queued = std::find(reads_.begin(), reads_.end(), batch);
   if (queued != reads_.end()) reads_.erase(queued);
+  dropped_.push_back(std::move(batch));
+  changed_.NotifyAll();
 }
 
 void RowMover::EndStage(int64_t rows) {
@@ -435,7 +444,7 @@ void RowMover::EndStage(int64_t rows) {
   for (const std::shared_ptr<ReadBatch>& batch : ahead_) {
     const bool used_up = batch->left == 0;
     if (used_up || batch->due <= stages_) {
-      Forget(batch);
+      Drop(batch);
     } else {
       kept.push_back(batch);
     }

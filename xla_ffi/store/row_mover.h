@@ -101,12 +101,13 @@ class RowMover {
   };
   // Rows that are read ahead.
   struct ReadBatch {
-    explicit ReadBatch(std::vector<Key> from)
+    ReadBatch(std::vector<Key> from, BufferSource* memory)
         : keys(std::move(from)),
+          source(memory),
           taken(static_cast<size_t>(keys.size())),
           left(keys.size()) {}
     const BatchKeys keys;
-    std::shared_ptr<AlignedBuffer> memory;  // with room for all of them
+    BufferSource* const source;
     TakenRows rows;     // filled by the mover's reader; to be read when done
     bool done = false;  // under mutex_
     // The caller's: which rows the device tier has taken, and how many not.
@@ -135,6 +136,7 @@ class RowMover {
   Status ForkedStatus() const;
   void WriteAll();
   void ReadAll();
+  void FreeDropped() ONEEMB_REQUIRES(mutex_);
   void WriteFront() ONEEMB_REQUIRES(mutex_);
   void ReadFront() ONEEMB_REQUIRES(mutex_);
   WriteBatches Writes();
@@ -149,10 +151,9 @@ class RowMover {
                std::shared_ptr<AlignedBuffer> memory, TakenRows* taken);
   Status FindRest(KeySpan keys, const std::vector<int64_t>& positions,
                   Access access, BufferSource* source, TakenRows* taken);
-  void Read(ReadBatch* batch);
   bool AwaitDone(const ReadBatch& batch);
   Status AwaitWrites(int64_t most) ONEEMB_REQUIRES(mutex_);
-  void Forget(const std::shared_ptr<ReadBatch>& batch);
+  void Drop(std::shared_ptr<ReadBatch> batch);
 
   std::shared_ptr<Store> store_;  // null when closed
   const std::string path_;
@@ -175,6 +176,9 @@ class RowMover {
   Status write_error_ ONEEMB_GUARDED_BY(mutex_);  // while broken_
   Status untold_ ONEEMB_GUARDED_BY(mutex_);
   std::deque<std::shared_ptr<ReadBatch>> reads_ ONEEMB_GUARDED_BY(mutex_);
+  // Batches that nobody wants any more. To free large ones takes time, which
+  // the caller is spared.
+  std::vector<std::shared_ptr<ReadBatch>> dropped_ ONEEMB_GUARDED_BY(mutex_);
   bool stop_ ONEEMB_GUARDED_BY(mutex_) = false;
   // Last: they use the rest.
   std::thread writer_;

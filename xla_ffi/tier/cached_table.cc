@@ -200,9 +200,7 @@ class Staging {
     return true;
   }
 
-  void Finish(int64_t resident) const {
-    store_->mover().EndStage(resident +
-                             static_cast<int64_t>(work_.slots.size()));
+  void Finish(int64_t resident) {
     store_->reserved() += reserved_;
     TierFigures& figures = store_->figures();
     figures.hits += resident;
@@ -211,6 +209,10 @@ class Staging {
     figures.stalls += work_.taken.waited ? 1 : 0;
     figures.victims += static_cast<int64_t>(work_.victims.size());
     figures.write_backs += written_;
+    // First, so that it is the mover that frees them.
+    work_.taken.Clear();
+    store_->mover().EndStage(resident +
+                             static_cast<int64_t>(work_.slots.size()));
   }
 
   DeviceTier* tier_;
