@@ -8,9 +8,9 @@
 
 #include "core/counters.h"
 #include "core/table_view.h"
+#include "cuda/call_line.h"
 #include "cuda/lookup.h"
 #include "cuda/place.h"
-#include "cuda/stream_call.h"
 
 namespace oneemb::gpu {
 
@@ -29,7 +29,7 @@ struct Board {
   // What the host has decided.
   uint32_t verdict;
 };
-static_assert(sizeof(Board) <= StreamCaller::kBoardBytes);
+static_assert(sizeof(Board) <= kBoardBytes);
 
 // Where on the device the entries of a board are. Pointers that are null are
 // passed over.

@@ -93,26 +93,27 @@ class CachedOperation {
         });
   }
 
-  // The same for work that only looks at the table's books: the stream waits
-  // for it, and nobody for the stream.
+  // The same as Meet for work that only looks at the table's books: the stream
+  // waits for it, and nobody for the stream. Work that `writes` comes after all
+  // that was told before: a prefetch belongs to the table that it was given.
   cudaError_t Ask(bool writes, Work work) {
     return caller_->Ask(
         BoardWriter(),
         [self = *this, work = std::move(work)](void* board) {
           self.Serve(work, Cast(board));
         },
-        BoardReader(writes));
+        BoardReader(writes), writes);
   }
 
  private:
   static Board* Cast(void* board) { return static_cast<Board*>(board); }
 
-  StreamCaller::BoardStep BoardWriter() const {
+  BoardStep BoardWriter() const {
     return [this](void* board) {
       return WriteBoard(stream_, places_, Cast(board));
     };
   }
-  StreamCaller::BoardStep BoardReader(bool writes) const {
+  BoardStep BoardReader(bool writes) const {
     return [this, writes](void* board) {
       return ReadBoard(stream_, places_, writes, Cast(board));
     };

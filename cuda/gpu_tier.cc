@@ -248,20 +248,18 @@ bool GpuTier::Evict(const std::vector<SlotEntry>& victims) {
 }
 
 // The rows go from where they are to their slots.
-bool GpuTier::Admit(const std::vector<Admission>& admissions, uint32_t now) {
-  if (admissions.empty()) return true;
-  const auto count = static_cast<int64_t>(admissions.size());
-  SlotAdmission* const pinned = Pinned<SlotAdmission>(count);
+bool GpuTier::Admit(const Admissions& a, uint32_t now) {
+  if (a.count == 0) return true;
+  SlotAdmission* const pinned = Pinned<SlotAdmission>(a.count);
   if (pinned == nullptr) return false;
-  ForEach(count, [&](size_t i) {
-    const Admission& a = admissions[i];
-    pinned[i] = {a.key.id, reinterpret_cast<const uint32_t*>(a.row), a.slot,
-                 a.key.table};
+  ForEach(a.count, [&](size_t i) {
+    pinned[i] = {a.keys[i].id, reinterpret_cast<const uint32_t*>(a.rows[i]),
+                 a.slots[i], a.keys[i].table};
   });
   SlotAdmission* const there = space_.admissions;
-  return Copy(pinned, count, there) &&
-         Ok(AdmitKeys(stream_, view_, there, count, now)) &&
-         Ok(CopyRowsIn(stream_, view_, there, count)) && Wait();
+  return Copy(pinned, a.count, there) &&
+         Ok(AdmitKeys(stream_, view_, there, a.count, now)) &&
+         Ok(CopyRowsIn(stream_, view_, there, a.count)) && Wait();
 }
 
 bool GpuTier::PutRows(const std::vector<const char*>& rows,

@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "core/counters.h"
-#include "store/crew.h"
 
 namespace oneemb {
 
@@ -14,7 +13,6 @@ struct StageMemory {
   std::vector<SlotEntry> victims;
   std::vector<int32_t> slots;  // for them, as far as there is room
   std::vector<int32_t> dirty;  // of victims
-  std::vector<Admission> admissions;
 
   // Empty again, but for the memory. Rows are let go.
   void Clear() {
@@ -23,7 +21,6 @@ struct StageMemory {
     victims.clear();
     slots.clear();
     dirty.clear();
-    admissions.clear();
   }
 };
 
@@ -31,8 +28,6 @@ namespace {
 
 // Bytes written to the Store at once at most.
 constexpr int64_t kFlushBytes = int64_t{8} << 20;
-// Keys that are worth a thread.
-constexpr int64_t kGrain = 4096;
 
 KeySpan Span(const std::vector<Key>& keys) {
   return {keys.data(), static_cast<int64_t>(keys.size())};
@@ -137,16 +132,21 @@ class Staging {
         return false;
       }
     }
-    // In order of slots: those in use come first.
-    newly_used_ = std::min(unused, wanted);
-    work_.slots.reserve(work_.victims.size() +
-                        static_cast<size_t>(newly_used_));
-    for (const SlotEntry& victim : work_.victims)
+    GiveSlots(used, std::min(unused, wanted));
+    return true;
+  }
+
+  // In order of slots: those in use come first.
+  void GiveSlots(int64_t used, int64_t newly_used) {
+    work_.slots.reserve(work_.victims.size() + static_cast<size_t>(newly_used));
+    for (const SlotEntry& victim : work_.victims) {
       work_.slots.push_back(victim.slot);
-    for (int64_t i = 0; i < newly_used_; ++i) {
+      reserved_ -= victim.state == kSlotReserved ? 1 : 0;
+    }
+    for (int64_t i = 0; i < newly_used; ++i) {
       work_.slots.push_back(static_cast<int32_t>(used + i));
     }
-    return true;
+    newly_used_ = newly_used;
   }
 
   // Hands over the dirty rows among the victims; whether that is possible.
@@ -154,6 +154,7 @@ class Staging {
     if (recomputed_) return true;  // they were handed over already
     std::vector<int32_t>& dirty = work_.dirty;
     std::vector<Key> keys;
+    dirty.reserve(work_.victims.size());
     keys.reserve(work_.victims.size());
     for (const SlotEntry& victim : work_.victims) {
       if (victim.state != kSlotDirty) continue;
@@ -177,25 +178,13 @@ class Staging {
   }
 
   bool Admit() {
-    for (const SlotEntry& victim : work_.victims) {
-      reserved_ -= victim.state == kSlotReserved ? 1 : 0;
-    }
     const size_t count = std::min(work_.missing.size(), work_.slots.size());
-    work_.admissions.resize(count);
-    Crew::Get()->ForRanges(
-        static_cast<int64_t>(count), kGrain, [&](int64_t begin, int64_t end) {
-          for (auto i = static_cast<size_t>(begin);
-               i < static_cast<size_t>(end); ++i) {
-            work_.admissions[i] = {work_.missing[i], work_.slots[i],
-                                   work_.taken.rows[i]};
-          }
-        });
-    reserved_ += std::count(
-        work_.taken.rows.begin(),
-        work_.taken.rows.begin() + static_cast<std::ptrdiff_t>(count), nullptr);
+    const char* const* const rows = work_.taken.rows.data();
+    reserved_ += std::count(rows, rows + count, nullptr);
     if (!work_.victims.empty() && !tier_->Evict(work_.victims)) return false;
-    if (!tier_->Admit(work_.admissions, static_cast<uint32_t>(now_)))
-      return false;
+    const Admissions admissions{static_cast<int64_t>(count),
+                                work_.missing.data(), work_.slots.data(), rows};
+    if (!tier_->Admit(admissions, static_cast<uint32_t>(now_))) return false;
     tier_->counters()[kSlotsUsed] += static_cast<uint64_t>(newly_used_);
     return true;
   }

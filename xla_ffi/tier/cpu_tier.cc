@@ -104,15 +104,15 @@ bool CpuTier::Evict(const std::vector<SlotEntry>& victims) {
   return true;
 }
 
-bool CpuTier::Admit(const std::vector<Admission>& admissions, uint32_t now) {
-  for (const Admission& a : admissions) {
-    AdmitKey(view_, a.key, a.slot,
-             a.row == nullptr ? kSlotReserved : kSlotClean, now);
+bool CpuTier::Admit(const Admissions& a, uint32_t now) {
+  for (int64_t i = 0; i < a.count; ++i) {
+    AdmitKey(view_, a.keys[i], a.slots[i],
+             a.rows[i] == nullptr ? kSlotReserved : kSlotClean, now);
   }
-  ForRows(parallel_, static_cast<int64_t>(admissions.size()), [&](int64_t i) {
-    const Admission& a = admissions[static_cast<size_t>(i)];
-    if (a.row == nullptr) return;
-    std::memcpy(view_.Row(a.slot), a.row, static_cast<size_t>(row_bytes()));
+  ForRows(parallel_, a.count, [&](int64_t i) {
+    if (a.rows[i] == nullptr) return;
+    std::memcpy(view_.Row(a.slots[i]), a.rows[i],
+                static_cast<size_t>(row_bytes()));
   });
   FindAdmitted(view_.index, rules_.keys, ids_, staged_->slots());
   return true;

@@ -40,7 +40,7 @@ class CpuTier final : public DeviceTier {
                  std::vector<SlotEntry>* dirty) override;
   bool ReadRows(const std::vector<int32_t>& slots, char* rows) override;
   bool Evict(const std::vector<SlotEntry>& victims) override;
-  bool Admit(const std::vector<Admission>& admissions, uint32_t now) override;
+  bool Admit(const Admissions& admissions, uint32_t now) override;
   void EndStage(bool none_reserved) override;
 
  private:

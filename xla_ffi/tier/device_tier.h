@@ -25,12 +25,13 @@ struct SlotEntry {
   SlotState state;
 };
 
-// A key on its way into a slot, with its row if it has one: then the slot is
-// clean, else reserved.
-struct Admission {
-  Key key;
-  int32_t slot;
-  const char* row;  // in memory(), or null
+// Keys on their way into slots, with their rows in memory(). A slot is clean
+// then; one whose row is null is reserved.
+struct Admissions {
+  int64_t count;
+  const Key* keys;
+  const int32_t* slots;
+  const char* const* rows;
 };
 
 class DeviceTier {
@@ -85,8 +86,7 @@ class DeviceTier {
   // Takes the keys out of slots.
   virtual bool Evict(const std::vector<SlotEntry>& victims) = 0;
   // Gives slots that are free to keys that are not there, in order of slots.
-  virtual bool Admit(const std::vector<Admission>& admissions,
-                     uint32_t now) = 0;
+  virtual bool Admit(const Admissions& admissions, uint32_t now) = 0;
 
   // The batch is staged, of a table that is in order now; whether no slot is
   // reserved.
