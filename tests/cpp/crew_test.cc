@@ -25,6 +25,24 @@ TEST(EveryTaskIsDoneOnce) {
   }
 }
 
+// Two tasks under way at once, of which the crew's ends long after the
+// caller's.
+TEST(TheCallerWaitsForTheOthers) {
+  Crew crew(1);
+  const std::thread::id caller = std::this_thread::get_id();
+  std::atomic<int> begun{0};
+  std::atomic<int> ended{0};
+  crew.Run(2, [&](int64_t) {
+    ++begun;
+    while (begun.load() < 2) std::this_thread::yield();
+    const bool is_caller = std::this_thread::get_id() == caller;
+    while (!is_caller && ended.load() < 1) std::this_thread::yield();
+    for (int i = 0; !is_caller && i < 10000; ++i) std::this_thread::yield();
+    ++ended;
+  });
+  CHECK_EQ(ended.load(), 2);
+}
+
 TEST(RangesMakeUpTheWhole) {
   Crew crew(3);
   for (const int64_t items : {0, 1, 99, 100, 399, 400, 5000}) {
