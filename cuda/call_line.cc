@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -78,7 +79,11 @@ cudaError_t CallLine::Start() {
   done_ = reinterpret_cast<volatile uint32_t*>(counts + kBoardBytes);
   *reached_ = 0;
   *done_ = 0;
-  std::thread([this] { Serve(); }).detach();
+  try {
+    std::thread([this] { Serve(); }).detach();
+  } catch (const std::system_error&) {
+    return cudaErrorOperatingSystem;
+  }
   return cudaSuccess;
 }
 
@@ -133,7 +138,12 @@ cudaError_t CallLine::Send(const BoardStep& before, CallFunction function,
   *board = boards_ + ticket % kBoards * kBoardBytes;
   ONEEMB_RETURN_IF_CUDA_ERROR(before(*board));
   // Before the stream asks: a question that nobody answers would stop it.
-  ONEEMB_RETURN_IF_CUDA_ERROR(Queue(ticket, std::move(function)));
+  if (const cudaError_t error = Queue(ticket, std::move(function));
+      error != cudaSuccess) {
+    // What the function had is not to go while `before` may write to it.
+    (void)cudaStreamSynchronize(stream_);
+    return error;
+  }
   if (driver.write(static_cast<CUstream>(stream_), DeviceAddress(reached_),
                    ticket, CU_STREAM_WRITE_VALUE_DEFAULT) != CUDA_SUCCESS) {
     return cudaErrorNotSupported;

@@ -1,7 +1,6 @@
 #include "cuda/gpu_tier.h"
 
 #include <algorithm>
-#include <utility>
 
 #include "core/counters.h"
 #include "store/crew.h"

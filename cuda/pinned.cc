@@ -1,10 +1,12 @@
 #include "cuda/pinned.h"
 
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 #include <sys/mman.h>
 
-#include <cstdlib>
-#include <map>
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
 #include <mutex>
 #include <vector>
 
@@ -17,73 +19,159 @@ int64_t RoundUp(int64_t value, int64_t step) {
   return (value + step - 1) / step * step;
 }
 
-// Sizes in use: four between a power of two and the next, so that batches of
-// about one size share their buffers.
+// Sizes in use: four between a power of two and the next.
 int64_t SizeClass(int64_t bytes) {
   int64_t power = int64_t{16} << 10;
   while (power * 2 <= bytes) power *= 2;
   return RoundUp(bytes < 1 ? 1 : bytes, power / 4);
 }
 
-// Null where there is no memory, or this kind of it.
-char* RegisterHugePages(int64_t bytes) {
+// Memory of this process alone, which a fork does not get: no page of it may be
+// replaced by a copy while the device knows it.
+char* MapHugePages(int64_t bytes) {
+  void* const data =
+      mmap(nullptr, static_cast<size_t>(bytes + kHugePageBytes),
+           PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (data == MAP_FAILED) return nullptr;
+  const auto at = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t past = at % uintptr_t{kHugePageBytes};
+  const uintptr_t before = past == 0 ? 0 : uintptr_t{kHugePageBytes} - past;
+  auto* const begin = static_cast<char*>(data) + before;
+  if (before != 0) munmap(data, before);
+  munmap(begin + bytes, static_cast<size_t>(kHugePageBytes) - before);
+  (void)madvise(begin, static_cast<size_t>(bytes), MADV_HUGEPAGE);
+  (void)madvise(begin, static_cast<size_t>(bytes), MADV_DONTFORK);
+  return begin;
+}
+
+// A piece of pinned memory.
+struct Block {
+  char* data;
+  int64_t bytes;
+  bool registered;  // else from CUDA
+  bool idle;
+};
+
+bool RegisterBlock(int64_t bytes, Block* block) {
   const int64_t rounded = RoundUp(bytes, kHugePageBytes);
-  void* const data = std::aligned_alloc(static_cast<size_t>(kHugePageBytes),
-                                        static_cast<size_t>(rounded));
-  if (data == nullptr) return nullptr;
-  (void)madvise(data, static_cast<size_t>(rounded), MADV_HUGEPAGE);
-  void* seen = nullptr;
-  if (cudaHostRegister(data, static_cast<size_t>(rounded),
+  char* const data = MapHugePages(rounded);
+  if (data == nullptr) return false;
+  const auto size = static_cast<size_t>(rounded);
+  if (cudaHostRegister(data, size,
                        cudaHostRegisterPortable | cudaHostRegisterMapped) ==
       cudaSuccess) {
+    void* seen = nullptr;
     if (cudaHostGetDevicePointer(&seen, data, 0) == cudaSuccess &&
         seen == data) {
-      return static_cast<char*>(data);
+      *block = {data, rounded, true, false};
+      return true;
     }
     (void)cudaHostUnregister(data);
   }
   (void)cudaGetLastError();  // it is not an error of the caller's
-  std::free(data);
-  return nullptr;
+  munmap(data, size);
+  return false;
 }
 
-char* AllocatePinned(int64_t bytes) {
+bool AllocateBlock(int64_t bytes, Block* block) {
   void* data = nullptr;
   if (cudaHostAlloc(&data, static_cast<size_t>(bytes),
                     cudaHostAllocPortable | cudaHostAllocMapped) ==
       cudaSuccess) {
-    return static_cast<char*>(data);
+    *block = {static_cast<char*>(data), bytes, false, false};
+    return true;
   }
   (void)cudaGetLastError();
-  return nullptr;
+  return false;
+}
+
+void FreeBlock(const Block& block) {
+  if (!block.registered) {
+    (void)cudaFreeHost(block.data);
+    return;
+  }
+  (void)cudaHostUnregister(block.data);
+  munmap(block.data, static_cast<size_t>(block.bytes));
+}
+
+std::atomic<int> pinning_device{0};
+
+// A thread that has used no device would get the first one, and make a context
+// on it.
+void UseDevice() {
+  int current = 0;
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult result{};
+  CUcontext context = nullptr;
+  if (cudaGetDriverEntryPointByVersion("cuCtxGetCurrent", &found, 12000,
+                                       cudaEnableDefault,
+                                       &result) != cudaSuccess ||
+      found == nullptr) {
+    return;
+  }
+  const auto get = reinterpret_cast<CUresult (*)(CUcontext*)>(found);
+  if (get(&context) == CUDA_SUCCESS && context != nullptr) return;
+  if (cudaGetDevice(&current) == cudaSuccess && current != pinning_device) {
+    (void)cudaSetDevice(pinning_device);
+  }
 }
 
 class Pinned final : public BufferSource {
  public:
   char* Take(int64_t bytes) override {
     const int64_t size = SizeClass(bytes);
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      std::vector<char*>& kept = kept_[size];
-      if (!kept.empty()) {
-        char* const data = kept.back();
-        kept.pop_back();
-        return data;
-      }
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (Block* const kept = FindIdle(size); kept != nullptr) {
+      kept->idle = false;
+      return kept->data;
     }
-    char* const data =
-        size >= kHugePageBytes ? RegisterHugePages(size) : nullptr;
-    return data != nullptr ? data : AllocatePinned(size);
+    blocks_.reserve(blocks_.size() + 1);
+    UseDevice();
+    FreeSpare();
+    Block block{};
+    if (!(size >= kHugePageBytes && RegisterBlock(size, &block)) &&
+        !AllocateBlock(size, &block)) {
+      return nullptr;
+    }
+    blocks_.push_back(block);
+    return block.data;
   }
 
-  void Return(char* data, int64_t bytes) override {
+  void Return(char* data, int64_t /*bytes*/) override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    kept_[SizeClass(bytes)].push_back(data);
+    for (Block& block : blocks_) block.idle = block.idle || block.data == data;
   }
 
  private:
+  // The smallest that will do and is not far too large, or null.
+  Block* FindIdle(int64_t size) {
+    Block* found = nullptr;
+    for (Block& block : blocks_) {
+      if (!block.idle || block.bytes < size || block.bytes > 2 * size) continue;
+      if (found == nullptr || block.bytes < found->bytes) found = &block;
+    }
+    return found;
+  }
+
+  // Until no more is idle than is in use.
+  void FreeSpare() {
+    int64_t idle = 0;
+    int64_t in_use = 0;
+    for (const Block& block : blocks_) {
+      (block.idle ? idle : in_use) += block.bytes;
+    }
+    const auto spare = [&](const Block& block) {
+      if (!block.idle || idle <= in_use) return false;
+      idle -= block.bytes;
+      FreeBlock(block);
+      return true;
+    };
+    blocks_.erase(std::remove_if(blocks_.begin(), blocks_.end(), spare),
+                  blocks_.end());
+  }
+
   std::mutex mutex_;
-  std::map<int64_t, std::vector<char*>> kept_;
+  std::vector<Block> blocks_;
 };
 
 }  // namespace
@@ -92,5 +180,7 @@ BufferSource* PinnedBuffers() {
   static auto* const pinned = new Pinned;  // outlives every thread
   return pinned;
 }
+
+void SetPinningDevice(int device) { pinning_device = device; }
 
 }  // namespace oneemb::gpu

@@ -1,10 +1,10 @@
 #include "cuda/stream_call.h"
 
 #include <map>
-#include <memory>
 #include <utility>
 
 #include "cuda/launch.h"
+#include "cuda/pinned.h"
 
 namespace oneemb::gpu {
 
@@ -19,9 +19,11 @@ cudaError_t StreamCaller::Of(cudaStream_t stream, StreamCaller** caller) {
   const std::lock_guard<std::mutex> lock(mutex);
   StreamCaller*& found = (*callers)[{device, stream}];
   if (found == nullptr) {
-    std::unique_ptr<StreamCaller> made(new StreamCaller(stream));
+    SetPinningDevice(device);
+    // If it cannot start all of its threads, those that it has go on as well.
+    auto* const made = new StreamCaller(stream);
     ONEEMB_RETURN_IF_CUDA_ERROR(made->Start());
-    found = made.release();
+    found = made;
   }
   *caller = found;
   return cudaSuccess;

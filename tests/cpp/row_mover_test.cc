@@ -34,6 +34,11 @@ class TestSource final : public BufferSource {
     }
     HeapSource()->Return(data, bytes);
   }
+  // Buffers that were not returned.
+  size_t count() {
+    const MutexLock lock(mutex_);
+    return buffers_.size();
+  }
   bool Has(const char* row) {
     const MutexLock lock(mutex_);
     const auto after = buffers_.upper_bound(row);
@@ -256,6 +261,14 @@ class Bare {
     return mover_.Prefetch({keys.data(), static_cast<int64_t>(keys.size())},
                            HeapSource());
   }
+  void PrefetchInto(const std::vector<Key>& keys, BufferSource* source) {
+    mover_.Prefetch({keys.data(), static_cast<int64_t>(keys.size())}, source);
+  }
+  void TakeFrom(const std::vector<Key>& keys, BufferSource* source) {
+    TakenRows taken;
+    CHECK_OK(mover_.Take({keys.data(), static_cast<int64_t>(keys.size())},
+                         source, &taken));
+  }
   RowMover& mover() { return mover_; }
   SimEnv& env() { return *env_; }
 
@@ -318,6 +331,21 @@ TEST(KeepsWhatIsReadFarAhead) {
   }
   // What was read ahead far into the future is there when its turn comes.
   CHECK(bare.prefetched >= 15);
+}
+
+// The reader always has one more batch to read.
+TEST(FreesWhatWasTakenWhileItReads) {
+  TestSource source;
+  Bare bare;
+  size_t most = 0;
+  bare.PrefetchInto(Keys(0, 2), &source);
+  for (uint64_t i = 0; i < 2000; i += 2) {
+    bare.PrefetchInto(Keys(i + 2, 2), &source);
+    bare.TakeFrom(Keys(i, 2), &source);
+    bare.mover().EndStage(2);
+    most = std::max(most, source.count());
+  }
+  CHECK(most < 40);
 }
 
 TEST(ForgetsWhatNobodyTakes) {

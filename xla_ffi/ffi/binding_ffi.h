@@ -3,15 +3,16 @@
 // Only handlers include this: kernels do not know XLA.
 #pragma once
 
+#include <new>
 #include <type_traits>
 #include <utility>
 
 #include "xla/ffi/api/ffi.h"
 
 // Defines the C function `symbol`, a handler that calls `function`; then traits
-// of it, in braces.
-#define ONEEMB_DEFINE_HANDLER(symbol, function, ...) \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(symbol, function,    \
+// of it, in braces. A lack of memory becomes an error of the call.
+#define ONEEMB_DEFINE_HANDLER(symbol, function, ...)                       \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(symbol, ::oneemb::Guarded<function>::Call, \
                                 ::oneemb::BindingOf(function), ##__VA_ARGS__)
 
 namespace oneemb {
@@ -48,6 +49,21 @@ auto BindAll(Binding&& binding) {
     return BindAll<Rest...>(BindOne<Param>(std::forward<Binding>(binding)));
   }
 }
+
+// No exception may get to XLA.
+template <auto kFunction>
+struct Guarded;
+template <class... Params, xla::ffi::Error (*kFunction)(Params...)>
+struct Guarded<kFunction> {
+  static xla::ffi::Error Call(Params... params) {
+    try {
+      return kFunction(std::move(params)...);
+    } catch (const std::bad_alloc&) {
+      return {xla::ffi::ErrorCode::kResourceExhausted,
+              "oneemb_jax: no memory on the host"};
+    }
+  }
+};
 
 template <class... Params>
 auto BindingOf(xla::ffi::Error (*)(Params...)) {

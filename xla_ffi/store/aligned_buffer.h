@@ -67,7 +67,7 @@ class AlignedBuffer {
   int64_t size() const {
     return data_ == nullptr ? 0 : data_.get_deleter().bytes;
   }
-  // Null for an empty one.
+  // Of the memory, if there is some.
   BufferSource* source() const { return data_.get_deleter().source; }
 
  private:

@@ -1,11 +1,14 @@
 #include "store/crew.h"
 
+#include <unistd.h>
+
 #include <system_error>
 #include <utility>
 
 namespace oneemb {
 
-Crew::Crew(int threads) {
+Crew::Crew(int threads) : process_(getpid()) {
+  threads_.reserve(static_cast<size_t>(threads));
   try {
     for (int i = 0; i < threads; ++i) {
       threads_.emplace_back([this] { Serve(); });
@@ -70,7 +73,9 @@ void Crew::Serve() {
 }
 
 void Crew::RunJob(Job* job) {
-  const bool alone = job->count <= 1 || threads_.empty();
+  // In a fork nobody is left, and a lock may have been held.
+  const bool alone =
+      job->count <= 1 || threads_.empty() || getpid() != process_;
   if (!alone) {
     const std::lock_guard<std::mutex> lock(mutex_);
     job->next_job = std::exchange(jobs_, job);

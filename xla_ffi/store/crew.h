@@ -1,6 +1,8 @@
 // Threads that take a share of a large batch.
 #pragma once
 
+#include <sys/types.h>
+
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -12,8 +14,8 @@
 namespace oneemb {
 
 // Whoever has work for several does it himself, and the crew's threads join in
-// as they have time: so it is done even where there are none, as in a fork.
-// Thread-safe.
+// as they have time: so it is done even where there are none, as in a fork of
+// the process. Thread-safe.
 class Crew {
  public:
   // With up to so many threads, as many as the system gives.
@@ -22,8 +24,9 @@ class Crew {
   Crew(const Crew&) = delete;
   Crew& operator=(const Crew&) = delete;
 
-  // The process's, which does not end: a thread for every four processors, and
-  // none where there are fewer. The others are those of XLA and of the caller.
+  // One of each shared library, which does not end: a thread for every four
+  // processors, and none where there are fewer. The others are those of XLA and
+  // of the caller.
   static Crew* Get();
 
   // How many can work at once: the threads and the caller.
@@ -67,6 +70,7 @@ class Crew {
   void RemoveJob(const Job* job);
   static void Work(Job* job);
 
+  const pid_t process_;
   std::mutex mutex_;
   std::condition_variable changed_;
   Job* jobs_ = nullptr;  // the last that came first

@@ -29,11 +29,6 @@ std::vector<int64_t> AllPositions(int64_t count) {
   return positions;
 }
 
-void Begin(int64_t count, uint8_t found, TakenRows* taken) {
-  taken->found.assign(static_cast<size_t>(count), found);
-  taken->rows.assign(static_cast<size_t>(count), nullptr);
-}
-
 void SetFound(int64_t position, const char* row, TakenRows* taken) {
   taken->found[static_cast<size_t>(position)] = kRowFound;
   taken->rows[static_cast<size_t>(position)] = row;
@@ -102,10 +97,11 @@ void RowMover::WriteAll() {
 void RowMover::ReadAll() {
   const MutexLock lock(mutex_);
   while (!stop_) {
-    if (!reads_.empty()) {
-      ReadFront();
-    } else if (!dropped_.empty()) {
+    // There may always be something to read.
+    if (!dropped_.empty()) {
       FreeDropped();
+    } else if (!reads_.empty()) {
+      ReadFront();
     } else {
       changed_.Wait(mutex_);
     }
@@ -139,12 +135,13 @@ void RowMover::ReadFront() {
   // Rows that it cannot read are read again when they are wanted: that is when
   // there is somebody to tell.
   try {
-    Begin(batch->keys.size(), kRowFailed, &batch->rows);
+    // Those that wait are copied: else a few of them would keep all that came
+    // down together.
     (void)FindRest(batch->keys.span(), AllPositions(batch->keys.size()),
-                   Access::kTrain, batch->source, &batch->rows)
+                   Access::kTrain, batch->source, false, &batch->rows)
         .ok();
   } catch (const std::bad_alloc&) {
-    Begin(batch->keys.size(), kRowFailed, &batch->rows);
+    batch->rows.Begin(batch->keys.size(), kRowFailed);
   }
   mutex_.Lock();
   batch->done = true;
@@ -178,9 +175,11 @@ std::pair<int32_t, const char*> RowMover::FindWaiting(
   return {-1, nullptr};
 }
 
+// Points to the rows that wait. Those in memory from `keeps_in` stay there, and
+// what they are in is held; the others are to be copied.
 RowMover::Unfound RowMover::FindWaiting(KeySpan keys,
                                         const std::vector<int64_t>& positions,
-                                        BufferSource* source,
+                                        const BufferSource* keeps_in,
                                         TakenRows* taken) {
   const WriteBatches writes = Writes();
   const auto count = static_cast<int64_t>(positions.size());
@@ -206,7 +205,8 @@ RowMover::Unfound RowMover::FindWaiting(KeySpan keys,
     if (held[static_cast<size_t>(b)] == 0) taken->held.push_back(batch);
     held[static_cast<size_t>(b)] = 1;
     SetFound(positions[i], row, taken);
-    if (batch->rows.source() != source) unfound.other.push_back(positions[i]);
+    if (batch->rows.source() != keeps_in)
+      unfound.copied.push_back(positions[i]);
   }
   return unfound;
 }
@@ -216,7 +216,7 @@ Status RowMover::Fetch(KeySpan keys, const Unfound& unfound, Access access,
                        std::shared_ptr<AlignedBuffer> memory,
                        TakenRows* taken) {
   char* row = memory->data();
-  for (const int64_t i : unfound.other) {
+  for (const int64_t i : unfound.copied) {
     const char*& there = taken->rows[static_cast<size_t>(i)];
     std::memcpy(row, there, static_cast<size_t>(row_bytes_));
     there = row;
@@ -240,16 +240,17 @@ Status RowMover::Fetch(KeySpan keys, const Unfound& unfound, Access access,
 
 // Rows that were not read ahead.
 Status RowMover::FindRest(KeySpan keys, const std::vector<int64_t>& positions,
-                          Access access, BufferSource* source,
+                          Access access, BufferSource* source, bool keeps,
                           TakenRows* taken) {
   if (positions.empty()) return {};
-  const Unfound unfound = FindWaiting(keys, positions, source, taken);
+  const Unfound unfound =
+      FindWaiting(keys, positions, keeps ? source : nullptr, taken);
   if (unfound.size() == 0) return {};
   taken->waited = taken->waited || !unfound.below.empty();
   auto memory = std::make_shared<AlignedBuffer>();
   const Status status = memory->Resize(unfound.size() * row_bytes_, source);
   if (!status.ok()) {
-    for (const std::vector<int64_t>* some : {&unfound.below, &unfound.other}) {
+    for (const std::vector<int64_t>* some : {&unfound.below, &unfound.copied}) {
       for (const int64_t i : *some) {
         taken->found[static_cast<size_t>(i)] = kRowFailed;
         taken->rows[static_cast<size_t>(i)] = nullptr;
@@ -321,7 +322,7 @@ bool RowMover::AwaitDone(const ReadBatch& batch) {
 }
 
 Status RowMover::Take(KeySpan keys, BufferSource* source, TakenRows* taken) {
-  Begin(keys.size, kRowFailed, taken);
+  taken->Begin(keys.size, kRowFailed);
   if (Forked()) return ForkedStatus();
   std::vector<Claim> claims;
   std::vector<int64_t> rest;
@@ -335,18 +336,20 @@ Status RowMover::Take(KeySpan keys, BufferSource* source, TakenRows* taken) {
       rest.push_back(i++);
     }
   }
-  const Status status = FindRest(keys, rest, Access::kTrain, source, taken);
+  const Status status =
+      FindRest(keys, rest, Access::kTrain, source, true, taken);
   rest.clear();
   TakeClaims(claims, source, &rest, taken);
-  const Status again = FindRest(keys, rest, Access::kTrain, source, taken);
+  const Status again =
+      FindRest(keys, rest, Access::kTrain, source, true, taken);
   return status.ok() ? again : status;
 }
 
 Status RowMover::Peek(KeySpan keys, Access access, BufferSource* source,
                       TakenRows* taken) {
-  Begin(keys.size, kRowFailed, taken);
+  taken->Begin(keys.size, kRowFailed);
   if (Forked()) return ForkedStatus();
-  return FindRest(keys, AllPositions(keys.size), access, source, taken);
+  return FindRest(keys, AllPositions(keys.size), access, source, true, taken);
 }
 
 // Waits until at most `most` rows wait to be written, asking a Store that could
@@ -420,20 +423,22 @@ int64_t RowMover::Prefetch(KeySpan keys, BufferSource* source) {
   }
   if (wanted.empty()) return had;
   const auto batch = std::make_shared<ReadBatch>(std::move(wanted), source);
-  ahead_.push_back(batch);
   batch->due =
-      stages_ + std::min<uint64_t>(ahead_.size(), kMostAhead) + kPatience;
-  const MutexLock lock(mutex_);
-  reads_.push_back(batch);
+      stages_ + std::min<uint64_t>(ahead_.size() + 1, kMostAhead) + kPatience;
+  {
+    const MutexLock lock(mutex_);
+    reads_.push_back(batch);
+  }
   changed_.NotifyAll();
+  ahead_.push_back(batch);  // last: it will be waited for
   return had + batch->left;
 }
 
-void RowMover::Drop(std::shared_ptr<ReadBatch> batch) {
+void RowMover::Drop(const std::shared_ptr<ReadBatch>& batch) {
   const MutexLock lock(mutex_);
+  dropped_.push_back(batch);
   const auto queued = std::find(reads_.begin(), reads_.end(), batch);
   if (queued != reads_.end()) reads_.erase(queued);
-  dropped_.push_back(std::move(batch));
   changed_.NotifyAll();
 }
 

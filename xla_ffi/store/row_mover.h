@@ -105,7 +105,9 @@ class RowMover {
         : keys(std::move(from)),
           source(memory),
           taken(static_cast<size_t>(keys.size())),
-          left(keys.size()) {}
+          left(keys.size()) {
+      rows.Begin(keys.size(), kRowFailed);
+    }
     const BatchKeys keys;
     BufferSource* const source;
     TakenRows rows;     // filled by the mover's reader; to be read when done
@@ -124,12 +126,12 @@ class RowMover {
     int64_t to = 0;
     int64_t count = 0;
   };
-  // The rows of a batch that are not pointed to yet.
+  // The rows of a batch that have to be brought.
   struct Unfound {
-    std::vector<int64_t> below;  // the Store's
-    std::vector<int64_t> other;  // in memory of another source
+    std::vector<int64_t> below;   // the Store's
+    std::vector<int64_t> copied;  // those that wait where they cannot stay
     int64_t size() const {
-      return static_cast<int64_t>(below.size() + other.size());
+      return static_cast<int64_t>(below.size() + copied.size());
     }
   };
 
@@ -146,14 +148,15 @@ class RowMover {
   std::pair<int32_t, const char*> FindWaiting(const WriteBatches& writes,
                                               Key key) const;
   Unfound FindWaiting(KeySpan keys, const std::vector<int64_t>& positions,
-                      BufferSource* source, TakenRows* taken);
+                      const BufferSource* keeps_in, TakenRows* taken);
   Status Fetch(KeySpan keys, const Unfound& unfound, Access access,
                std::shared_ptr<AlignedBuffer> memory, TakenRows* taken);
   Status FindRest(KeySpan keys, const std::vector<int64_t>& positions,
-                  Access access, BufferSource* source, TakenRows* taken);
+                  Access access, BufferSource* source, bool keeps,
+                  TakenRows* taken);
   bool AwaitDone(const ReadBatch& batch);
   Status AwaitWrites(int64_t most) ONEEMB_REQUIRES(mutex_);
-  void Drop(std::shared_ptr<ReadBatch> batch);
+  void Drop(const std::shared_ptr<ReadBatch>& batch);
 
   std::shared_ptr<Store> store_;  // null when closed
   const std::string path_;

@@ -85,6 +85,9 @@ void TableStore::SetStaged(std::shared_ptr<const StagedBatch> batch) {
 
 Status TableStore::Replace(const std::string& folder) {
   const MutexLock operations(operations_);
+  if (retired_) {
+    return {StatusKind::kUnavailable, folder + ": its Store was closed"};
+  }
   // What can't be written now never will be: nobody asks for it any more.
   (void)mover_.Drain().ok();
   ONEEMB_RETURN_IF_ERROR(store_->LoadFrom(folder, nullptr));
@@ -95,17 +98,21 @@ Status TableStore::Replace(const std::string& folder) {
 
 void TableStore::Settle(std::vector<Key>* keys, std::vector<char>* rows) {
   const MutexLock operations(operations_);
-  if (store_ != nullptr && !mover_.Drain().ok()) mover_.Waiting(keys, rows);
+  if (!retired_ && !mover_.Drain().ok()) mover_.Waiting(keys, rows);
 }
 
 void TableStore::Retire() {
   if (Forked()) return;
-  const MutexLock operations(operations_);
   {
+    const MutexLock operations(operations_);
     const MutexLock lock(mutex_);
     ended_ = true;
+    retired_ = true;
   }
+  // Whoever comes now leaves the mover alone, and must not have to wait: a step
+  // may hold the device for which the mover's reader waits.
   mover_.Close();
+  const MutexLock operations(operations_);
   store_.reset();
 }
 

@@ -107,7 +107,8 @@ class TableStore {
   const int64_t row_bytes_;
   TierFigures figures_;
   Mutex operations_;
-  std::shared_ptr<Store> store_;  // null when retired
+  std::shared_ptr<Store> store_;  // null some time after it is retired
+  bool retired_ = false;          // under operations_
   RowMover mover_;
   std::vector<TierVictim> victims_;
   std::shared_ptr<StageMemory> stage_memory_;

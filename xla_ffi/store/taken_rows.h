@@ -16,6 +16,11 @@ struct TakenRows {
 
   std::vector<std::shared_ptr<const void>> held;  // what they are in
 
+  // So many rows, none of which is there yet.
+  void Begin(int64_t count, uint8_t not_found) {
+    found.assign(static_cast<size_t>(count), not_found);
+    rows.assign(static_cast<size_t>(count), nullptr);
+  }
   // Lets go of them, and keeps the memory of the lists.
   void Clear() {
     found.clear();

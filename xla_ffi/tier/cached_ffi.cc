@@ -1,7 +1,6 @@
 // The handlers of cached tables.
 #include <cstring>
 #include <memory>
-#include <new>
 #include <vector>
 
 #include "cpu/ffi_util.h"
@@ -44,18 +43,6 @@ ffi::Error DecodeBatch(const ffi::RemainingArgs& args,
   return ffi::Error::Success();
 }
 
-// Runs `body`; a lack of memory becomes an error of the call.
-template <class Body>
-ffi::Error Run(const char* call, const Body& body) {
-  bool memory = false;
-  try {
-    memory = body();
-  } catch (const std::bad_alloc&) {
-    memory = false;
-  }
-  return ToFfi(call, memory);
-}
-
 ffi::Error StageHandler(ffi::ThreadPool pool, ffi::RunId run,
                         ffi::RemainingArgs args, ffi::RemainingRets results,
                         ffi::Dictionary attributes) {
@@ -64,9 +51,8 @@ ffi::Error StageHandler(ffi::ThreadPool pool, ffi::RunId run,
   ONEEMB_RETURN_IF_ERROR(CheckCachedInPlace("stage", arguments, results));
   ONEEMB_RETURN_IF_ERROR(CheckRoom(arguments.call));
   FfiParallel parallel(pool);
-  return Run("stage", [&] {
-    return Stage(&parallel, arguments.table(), arguments.call.ids);
-  });
+  return ToFfi("stage",
+               Stage(&parallel, arguments.table(), arguments.call.ids));
 }
 
 ffi::Error PrefetchHandler(ffi::ThreadPool pool, ffi::RunId run,
@@ -79,9 +65,8 @@ ffi::Error PrefetchHandler(ffi::ThreadPool pool, ffi::RunId run,
     return ffi::Error::Internal("prefetch: the table is not used in place");
   }
   FfiParallel parallel(pool);
-  return Run("prefetch", [&] {
-    return Prefetch(&parallel, arguments.table(), arguments.call.ids);
-  });
+  return ToFfi("prefetch",
+               Prefetch(&parallel, arguments.table(), arguments.call.ids));
 }
 
 ffi::Error UpdateCachedHandler(ffi::ThreadPool pool, ffi::RunId run,
@@ -105,9 +90,7 @@ ffi::Error UpdateCachedHandler(ffi::ThreadPool pool, ffi::RunId run,
   ONEEMB_RETURN_IF_ERROR(
       CheckCachedInPlace("update", arguments, results, &b[kFirst]));
   FfiParallel parallel(pool);
-  return Run("update", [&] {
-    return UpdateCached(&parallel, arguments.table(), update);
-  });
+  return ToFfi("update", UpdateCached(&parallel, arguments.table(), update));
 }
 
 ffi::Error LookupCachedHandler(ffi::ThreadPool pool, ffi::RunId run,
@@ -124,9 +107,8 @@ ffi::Error LookupCachedHandler(ffi::ThreadPool pool, ffi::RunId run,
       {arguments.buffers[4], *activations, *slots, *seen_version, *counts},
       &arguments.call, &out));
   FfiParallel parallel(pool);
-  return Run("lookup", [&] {
-    return LookupCached(&parallel, arguments.table(), arguments.call.ids, out);
-  });
+  return ToFfi("lookup", LookupCached(&parallel, arguments.table(),
+                                      arguments.call.ids, out));
 }
 
 ffi::Error ReadCachedRowsHandler(ffi::ThreadPool pool, ffi::RunId run,
@@ -138,11 +120,10 @@ ffi::Error ReadCachedRowsHandler(ffi::ThreadPool pool, ffi::RunId run,
   ONEEMB_RETURN_IF_ERROR(DecodeBatch(args, attributes, run, 0, &arguments));
   ONEEMB_RETURN_IF_ERROR(CheckRowsRead(arguments.call, *rows, *slots));
   FfiParallel parallel(pool);
-  return Run("read_rows", [&] {
-    return ReadCachedRows(&parallel, arguments.table(), arguments.call.ids,
-                          rows->typed_data<uint32_t>(),
-                          slots->typed_data<int32_t>());
-  });
+  return ToFfi("read_rows",
+               ReadCachedRows(&parallel, arguments.table(), arguments.call.ids,
+                              rows->typed_data<uint32_t>(),
+                              slots->typed_data<int32_t>()));
 }
 
 ffi::Error WriteCachedRowsHandler(ffi::ThreadPool pool, ffi::RunId run,
@@ -158,10 +139,9 @@ ffi::Error WriteCachedRowsHandler(ffi::ThreadPool pool, ffi::RunId run,
   ONEEMB_RETURN_IF_ERROR(CheckCachedInPlace("write_rows", arguments, results));
   ONEEMB_RETURN_IF_ERROR(CheckRoom(call));
   FfiParallel parallel(pool);
-  return Run("write_rows", [&] {
-    return WriteCachedRows(&parallel, arguments.table(), call.ids,
-                           values.typed_data<uint32_t>());
-  });
+  return ToFfi("write_rows",
+               WriteCachedRows(&parallel, arguments.table(), call.ids,
+                               values.typed_data<uint32_t>()));
 }
 
 ffi::Error WriteDownHandler(ffi::ThreadPool pool, ffi::RunId run,
@@ -175,10 +155,8 @@ ffi::Error WriteDownHandler(ffi::ThreadPool pool, ffi::RunId run,
   *done = false;
   if (arguments.store == nullptr) return ffi::Error::Success();
   FfiParallel parallel(pool);
-  return Run("write_down", [&] {
-    *done = WriteDown(&parallel, arguments.table());
-    return true;
-  });
+  *done = WriteDown(&parallel, arguments.table());
+  return ffi::Error::Success();
 }
 
 ffi::Error FlushHandler(ffi::ThreadPool pool, ffi::RunId run,
@@ -199,10 +177,8 @@ ffi::Error FlushHandler(ffi::ThreadPool pool, ffi::RunId run,
   *next = *table.generation;
   if (table.store == nullptr) return ffi::Error::Success();
   FfiParallel parallel(pool);
-  return Run("flush", [&] {
-    Flush(&parallel, table, marks, next);
-    return true;
-  });
+  Flush(&parallel, table, marks, next);
+  return ffi::Error::Success();
 }
 
 }  // namespace
