@@ -9,12 +9,13 @@ namespace oneemb {
 
 Crew::Crew(int threads) : process_(getpid()) {
   threads_.reserve(static_cast<size_t>(threads));
-  try {
-    for (int i = 0; i < threads; ++i) {
+  bool more = true;
+  for (int i = 0; i < threads && more; ++i) {
+    try {
       threads_.emplace_back([this] { Serve(); });
+    } catch (const std::system_error&) {
+      more = false;
     }
-  } catch (const std::system_error&) {
-    // Those there are have to do.
   }
 }
 

@@ -43,7 +43,8 @@ int64_t RowMover::BatchKeys::Find(Key key, int64_t guess) const {
 }
 
 void RowMover::BatchKeys::MakeIndex() const {
-  std::call_once(indexed_, [this] { index_.emplace(span()); });
+  std::call_once(indexed_,
+                 [this] { index_ = std::make_unique<KeyIndex>(span()); });
 }
 
 RowMover::RowMover(std::shared_ptr<Store> store, int64_t most_rows)
@@ -248,7 +249,7 @@ Status RowMover::FindRest(KeySpan keys, const std::vector<int64_t>& positions,
   if (unfound.size() == 0) return {};
   taken->waited = taken->waited || !unfound.below.empty();
   auto memory = std::make_shared<AlignedBuffer>();
-  const Status status = memory->Resize(unfound.size() * row_bytes_, source);
+  Status status = memory->Resize(unfound.size() * row_bytes_, source);
   if (!status.ok()) {
     for (const std::vector<int64_t>* some : {&unfound.below, &unfound.copied}) {
       for (const int64_t i : *some) {

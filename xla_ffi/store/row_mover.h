@@ -17,7 +17,6 @@
 #include <deque>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -90,7 +89,7 @@ class RowMover {
    private:
     const std::vector<Key> keys_;
     mutable std::once_flag indexed_;
-    mutable std::optional<KeyIndex> index_;
+    mutable std::unique_ptr<const KeyIndex> index_;
   };
   // Rows to be written; never changed.
   struct WriteBatch {
