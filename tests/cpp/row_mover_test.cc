@@ -7,6 +7,7 @@
 #include <iterator>
 #include <map>
 #include <random>
+#include <thread>
 #include <utility>
 
 #include "check.h"
@@ -261,6 +262,13 @@ class Bare {
     return mover_.Prefetch({keys.data(), static_cast<int64_t>(keys.size())},
                            HeapSource());
   }
+  void WriteFrom(Key key, const std::vector<char>& row, BufferSource* source) {
+    CHECK_OK(mover_.Write({key}, BufferOf(row, source)));
+  }
+  Status TakeInto(const std::vector<Key>& keys, TakenRows* taken) {
+    return mover_.Take({keys.data(), static_cast<int64_t>(keys.size())},
+                       HeapSource(), taken);
+  }
   void PrefetchInto(const std::vector<Key>& keys, BufferSource* source) {
     mover_.Prefetch({keys.data(), static_cast<int64_t>(keys.size())}, source);
   }
@@ -346,6 +354,26 @@ TEST(FreesWhatWasTakenWhileItReads) {
     most = std::max(most, source.count());
   }
   CHECK(most < 40);
+}
+
+// A row that waited when it was read ahead does not keep those beside it.
+TEST(LetsGoOfWhatIsWritten) {
+  TestSource written;
+  Bare bare;
+  const Key key{1, 0};
+  bare.env().SetCapacity(0);
+  while (bare.mover().Drain().ok()) {  // until its row cannot but wait
+    bare.WriteFrom(key, MakeRow(key, 0, kRowBytes), &written);
+  }
+  bare.Prefetch({key});
+  bare.Prefetch({{2, 0}});
+  TakenRows second;  // by then the first one has been read
+  CHECK_OK(bare.TakeInto({{2, 0}}, &second));
+  bare.env().SetCapacity(int64_t{1} << 40);
+  CHECK_OK(bare.mover().Drain());
+  while (written.count() != 0) std::this_thread::yield();
+  CHECK(bare.Take(key) == MakeRow(key, 0, kRowBytes));
+  CHECK_EQ(bare.prefetched, int64_t{1});
 }
 
 TEST(ForgetsWhatNobodyTakes) {

@@ -202,13 +202,16 @@ RowMover::Unfound RowMover::FindWaiting(KeySpan keys,
       unfound.below.push_back(positions[i]);
       continue;
     }
-    const auto& batch = writes[static_cast<size_t>(b)];
-    if (held[static_cast<size_t>(b)] == 0) taken->held.push_back(batch);
-    held[static_cast<size_t>(b)] = 1;
     SetFound(positions[i], row, taken);
-    if (batch->rows.source() != keeps_in)
+    const auto& batch = writes[static_cast<size_t>(b)];
+    if (batch->rows.source() != keeps_in) {
       unfound.copied.push_back(positions[i]);
+    } else if (held[static_cast<size_t>(b)] == 0) {
+      taken->held.push_back(batch);
+      held[static_cast<size_t>(b)] = 1;
+    }
   }
+  unfound.writes = writes;
   return unfound;
 }
 

@@ -129,6 +129,7 @@ class RowMover {
   struct Unfound {
     std::vector<int64_t> below;   // the Store's
     std::vector<int64_t> copied;  // those that wait where they cannot stay
+    WriteBatches writes;          // where that is
     int64_t size() const {
       return static_cast<int64_t>(below.size() + copied.size());
     }
