@@ -118,10 +118,10 @@ cudaError_t CallLine::AwaitBoard(uint32_t ticket) const {
   return cudaSuccess;
 }
 
-cudaError_t CallLine::Queue(uint32_t ticket, CallFunction function) {
+cudaError_t CallLine::Queue(uint32_t ticket, const CallFunction& function) {
   try {
     const std::lock_guard<std::mutex> lock(mutex_);
-    requests_.push_back({ticket, std::move(function)});
+    requests_.push_back({ticket, function});
   } catch (const std::bad_alloc&) {
     return cudaErrorMemoryAllocation;
   }
@@ -129,18 +129,18 @@ cudaError_t CallLine::Queue(uint32_t ticket, CallFunction function) {
   return cudaSuccess;
 }
 
-cudaError_t CallLine::Send(const BoardStep& before, CallFunction function,
-                           void** board) {
+cudaError_t CallLine::Send(const BoardStep& before,
+                           const CallFunction& function, void** board) {
   Driver driver;
   ONEEMB_RETURN_IF_CUDA_ERROR(GetDriver(&driver));
   const uint32_t ticket = last_ticket_ + 1;
   ONEEMB_RETURN_IF_CUDA_ERROR(AwaitBoard(ticket));
   *board = boards_ + ticket % kBoards * kBoardBytes;
-  ONEEMB_RETURN_IF_CUDA_ERROR(before(*board));
+  cudaError_t error = before(*board);
   // Before the stream asks: a question that nobody answers would stop it.
-  if (const cudaError_t error = Queue(ticket, std::move(function));
-      error != cudaSuccess) {
-    // What the function had is not to go while `before` may write to it.
+  if (error == cudaSuccess) error = Queue(ticket, function);
+  if (error != cudaSuccess) {
+    // What the function has is not to go while `before` may write to it.
     (void)cudaStreamSynchronize(stream_);
     return error;
   }

@@ -30,7 +30,7 @@ class CallLine {
 
   // Puts `before` on the stream, and a call that the thread does when the
   // stream has come there. Gives the call's board.
-  cudaError_t Send(const BoardStep& before, CallFunction function,
+  cudaError_t Send(const BoardStep& before, const CallFunction& function,
                    void** board);
   // The stream waits until all calls are done.
   cudaError_t HoldStream();
@@ -49,7 +49,7 @@ class CallLine {
 
   void Serve();
   cudaError_t AwaitBoard(uint32_t ticket) const;
-  cudaError_t Queue(uint32_t ticket, CallFunction function);
+  cudaError_t Queue(uint32_t ticket, const CallFunction& function);
 
   const cudaStream_t stream_;
   char* boards_ = nullptr;  // memory of the host that does not move

@@ -10,38 +10,17 @@
 #include <mutex>
 #include <vector>
 
+#include "store/pages.h"
+
 namespace oneemb::gpu {
 namespace {
-
-constexpr int64_t kHugePageBytes = int64_t{2} << 20;
-
-int64_t RoundUp(int64_t value, int64_t step) {
-  return (value + step - 1) / step * step;
-}
 
 // Sizes in use: four between a power of two and the next.
 int64_t SizeClass(int64_t bytes) {
   int64_t power = int64_t{16} << 10;
   while (power * 2 <= bytes) power *= 2;
-  return RoundUp(bytes < 1 ? 1 : bytes, power / 4);
-}
-
-// Memory of this process alone, which a fork does not get: no page of it may be
-// replaced by a copy while the device knows it.
-char* MapHugePages(int64_t bytes) {
-  void* const data =
-      mmap(nullptr, static_cast<size_t>(bytes + kHugePageBytes),
-           PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (data == MAP_FAILED) return nullptr;
-  const auto at = reinterpret_cast<uintptr_t>(data);
-  const uintptr_t past = at % uintptr_t{kHugePageBytes};
-  const uintptr_t before = past == 0 ? 0 : uintptr_t{kHugePageBytes} - past;
-  auto* const begin = static_cast<char*>(data) + before;
-  if (before != 0) munmap(data, before);
-  munmap(begin + bytes, static_cast<size_t>(kHugePageBytes) - before);
-  (void)madvise(begin, static_cast<size_t>(bytes), MADV_HUGEPAGE);
-  (void)madvise(begin, static_cast<size_t>(bytes), MADV_DONTFORK);
-  return begin;
+  const int64_t step = power / 4;
+  return (std::max<int64_t>(bytes, 1) + step - 1) / step * step;
 }
 
 // A piece of pinned memory.
@@ -52,24 +31,27 @@ struct Block {
   bool idle;
 };
 
+// Of a size from which on pages are huge.
 bool RegisterBlock(int64_t bytes, Block* block) {
-  const int64_t rounded = RoundUp(bytes, kHugePageBytes);
-  char* const data = MapHugePages(rounded);
+  auto* const data = static_cast<char*>(PageSource::System()->Map(bytes));
   if (data == nullptr) return false;
-  const auto size = static_cast<size_t>(rounded);
+  const auto size = static_cast<size_t>(bytes);
+  // A fork does not get it: no page may be replaced by a copy while the device
+  // knows it.
+  (void)madvise(data, size, MADV_DONTFORK);
   if (cudaHostRegister(data, size,
                        cudaHostRegisterPortable | cudaHostRegisterMapped) ==
       cudaSuccess) {
     void* seen = nullptr;
     if (cudaHostGetDevicePointer(&seen, data, 0) == cudaSuccess &&
         seen == data) {
-      *block = {data, rounded, true, false};
+      *block = {data, bytes, true, false};
       return true;
     }
     (void)cudaHostUnregister(data);
   }
   (void)cudaGetLastError();  // it is not an error of the caller's
-  munmap(data, size);
+  PageSource::System()->Unmap(data, bytes);
   return false;
 }
 
@@ -91,7 +73,7 @@ void FreeBlock(const Block& block) {
     return;
   }
   (void)cudaHostUnregister(block.data);
-  munmap(block.data, static_cast<size_t>(block.bytes));
+  PageSource::System()->Unmap(block.data, block.bytes);
 }
 
 std::atomic<int> pinning_device{0};

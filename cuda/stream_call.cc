@@ -35,12 +35,12 @@ cudaError_t StreamCaller::Start() {
   return tells_.Start();
 }
 
-cudaError_t StreamCaller::Ask(const BoardStep& before, CallFunction function,
+cudaError_t StreamCaller::Ask(const BoardStep& before,
+                              const CallFunction& function,
                               const BoardStep& after, bool in_order) {
   const std::lock_guard<std::mutex> lock(calls_);
   const uint32_t told = tells_.last_ticket();
-  const auto answer = [this, in_order, told,
-                       function = std::move(function)](void* board) {
+  const auto answer = [this, in_order, told, function](void* board) {
     if (in_order) tells_.AwaitCalls(told);
     function(board);
   };
@@ -50,10 +50,11 @@ cudaError_t StreamCaller::Ask(const BoardStep& before, CallFunction function,
   return after(board);
 }
 
-cudaError_t StreamCaller::Tell(const BoardStep& before, CallFunction function) {
+cudaError_t StreamCaller::Tell(const BoardStep& before,
+                               const CallFunction& function) {
   const std::lock_guard<std::mutex> lock(calls_);
   void* board = nullptr;
-  return tells_.Send(before, std::move(function), &board);
+  return tells_.Send(before, function, &board);
 }
 
 // What the stream has asked was answered before it came here.

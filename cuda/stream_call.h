@@ -32,12 +32,12 @@ class StreamCaller {
   // Does `before`, then `function` on the host when the stream has come here,
   // then `after`. On an error `function` may not run. A question may overtake
   // what was told before unless it is `in_order`.
-  cudaError_t Ask(const BoardStep& before, CallFunction function,
+  cudaError_t Ask(const BoardStep& before, const CallFunction& function,
                   const BoardStep& after, bool in_order);
   cudaError_t Meet(const BoardStep& before, const CallFunction& function,
                    const BoardStep& after);
   // The same without `after`: the function runs some time from then on.
-  cudaError_t Tell(const BoardStep& before, CallFunction function);
+  cudaError_t Tell(const BoardStep& before, const CallFunction& function);
 
  private:
   explicit StreamCaller(cudaStream_t stream)
