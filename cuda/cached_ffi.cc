@@ -1,6 +1,6 @@
-// The handlers of cached tables. What a Store has to say is said on the host, at
-// a point of the stream (cuda/stream_call.h): what moves rows meets the stream,
-// what asks whether it may go on makes it wait, and what is for later is told.
+// The handlers of cached tables. What a Store has to say is said on the host,
+// at a point of the stream (cuda/stream_call.h): what moves rows meets the
+// stream, what asks makes it wait, and what is for later is told.
 #include <algorithm>
 #include <functional>
 #include <memory>
