@@ -29,8 +29,9 @@ Crew::~Crew() {
 }
 
 Crew* Crew::Get() {
+  const auto processors = static_cast<int>(std::thread::hardware_concurrency());
   static auto* const crew =
-      new Crew(static_cast<int>(std::thread::hardware_concurrency() / 4));
+      new Crew(std::max(processors / 4, processors > 1 ? 1 : 0));
   return crew;
 }
 

@@ -25,8 +25,8 @@ class Crew {
   Crew& operator=(const Crew&) = delete;
 
   // One of each shared library, which does not end: a thread for every four
-  // processors, and none where there are fewer. The others are those of XLA and
-  // of the caller.
+  // processors, one at least, and none where there is but one processor. The
+  // others are those of XLA and of the caller.
   static Crew* Get();
 
   // How many can work at once: the threads and the caller.

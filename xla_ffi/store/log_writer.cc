@@ -2,6 +2,8 @@
 
 #include <new>
 
+#include "store/key_parts.h"
+
 namespace oneemb {
 
 int64_t LogWriter::PlaceOf(SegmentMap* map,
@@ -19,8 +21,12 @@ Status LogWriter::Append(SegmentMap* map, KeySpan keys, const char* rows,
   std::vector<SlotRun> runs;
   locations->clear();
   locations->reserve(static_cast<size_t>(keys.size));
-  Status written =
-      writer_.Append(keys, rows, &runs, [&] { map->Prepare(keys); });
+  const KeyParts parts(keys);
+  int64_t next = 0;
+  Status written = writer_.Append(keys, rows, &runs, [&] {
+    if (next < KeyParts::kCount) map->Prepare(parts.part(next++));
+    return next < KeyParts::kCount;
+  });
   if (written.kind() == StatusKind::kIoError) {
     Settle(map);
     written = writer_.Append(keys, rows, &runs);

@@ -2,6 +2,9 @@
 
 #include <utility>
 
+#include "store/crew.h"
+#include "store/key_parts.h"
+
 namespace oneemb {
 namespace {
 
@@ -102,18 +105,35 @@ void SegmentMap::Prepare(KeySpan keys) {
   (void)index_.Reserve(keys.data, keys.size, EndOfLocations()).ok();
 }
 
+// Several threads, where there are: each key costs a few lines far away.
+void SegmentMap::PutInIndex(const KeyParts& parts, const uint64_t* locations,
+                            uint64_t* previous) {
+  constexpr int64_t kGrain = 4;  // parts
+  RowIndex* const index = &index_;
+  Crew::Get()->ForRanges(
+      KeyParts::kCount, kGrain, [&](int64_t first, int64_t last) {
+        const int64_t begin = parts.begin(first);
+        index->Put(parts.keys().data + begin, locations + begin,
+                   parts.begin(last) - begin, previous + begin);
+      });
+}
+
 Status SegmentMap::Publish(KeySpan keys, const uint64_t* locations) {
+  const KeyParts parts(keys);
+  std::vector<uint64_t> fresh(static_cast<size_t>(keys.size));
+  for (int64_t i = 0; i < keys.size; ++i) {
+    fresh[static_cast<size_t>(i)] = locations[parts.Position(i)];
+  }
   std::vector<uint64_t> previous(static_cast<size_t>(keys.size));
   const WriterLock lock(mutex_);
   ONEEMB_RETURN_IF_ERROR(
       index_.Reserve(keys.data, keys.size, EndOfLocations()));
-  index_.Put(keys.data, locations, keys.size, previous.data());
+  PutInIndex(parts, fresh.data(), previous.data());
   clock_ += static_cast<uint64_t>(keys.size);
-  for (int64_t i = 0; i < keys.size; ++i) {
-    const uint64_t old = previous[static_cast<size_t>(i)];
+  for (size_t i = 0; i < fresh.size(); ++i) {
     // Of a key that occurs twice, this clears what the first has just set.
-    SetLive(locations[i]);
-    if (old != kNoLocation) SetDead(old);
+    SetLive(fresh[i]);
+    if (previous[i] != kNoLocation) SetDead(previous[i]);
   }
   return {};
 }

@@ -19,6 +19,7 @@
 
 namespace oneemb {
 
+class KeyParts;
 using SegmentTable = std::vector<std::shared_ptr<const Segment>>;
 
 // A segment at one moment.
@@ -71,7 +72,8 @@ class SegmentMap {
   // At most what totals().memory_bytes becomes when these keys are published.
   int64_t BytesAfter(KeySpan keys) const;
   // Makes room for rows that are about to be published, so that this takes less
-  // time then. Where there is no memory it is left to Publish to say so.
+  // time then: for all of a batch, or for its KeyParts one by one. Where there
+  // is no memory it is left to Publish to say so.
   void Prepare(KeySpan keys);
   // From now on the rows live at these locations. Of a key that occurs twice
   // the later counts. kNoMemory changes nothing.
@@ -117,6 +119,8 @@ class SegmentMap {
 
   uint64_t EndOfLocations() const ONEEMB_REQUIRES_SHARED(mutex_);
   int64_t BitmapBytes() const ONEEMB_REQUIRES_SHARED(mutex_);
+  void PutInIndex(const KeyParts& parts, const uint64_t* locations,
+                  uint64_t* previous) ONEEMB_REQUIRES(mutex_);
   void SetLive(uint64_t location) ONEEMB_REQUIRES(mutex_);
   void SetDead(uint64_t location) ONEEMB_REQUIRES(mutex_);
   // Open, or with a damaged row that lives: not for compaction.

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "store/crc32c.h"
+#include "store/crew.h"
 #include "store/files.h"
 
 namespace oneemb {
@@ -116,40 +117,61 @@ Status SegmentWriter::Drain() {
   return std::exchange(write_status_, {});
 }
 
-void SegmentWriter::PutRecord(Key key, const char* row) {
+// Encodes rows from the next slot on, the first of a frame, into the current
+// buffer, which has room for them, and ends the last frame with slots that hold
+// no row. Several threads, where there are: checksums take time.
+void SegmentWriter::PutRecords(KeySpan keys, const char* rows) {
+  constexpr int64_t kGrainBytes = int64_t{128} << 10;
   const SegmentLayout& layout = options_.layout;
-  const int64_t in_frame = next_slot_ % layout.slots_per_frame;
-  if (in_frame == 0 && fill_ + layout.frame_bytes > capacity_) StartWrite();
-  char* const frame = FreeBuffer() + fill_;
-  EncodeRecord(layout, segment_->salt, next_slot_, key, row,
-               frame + in_frame * layout.pitch);
-  ids_.push_back(key.id);
-  tables_.push_back(key.table);
-  ++next_slot_;
-  if (in_frame + 1 == layout.slots_per_frame) PadFrame();
-}
-
-// Ends the frame of the last record: zeros, and slots that hold no row.
-void SegmentWriter::PadFrame() {
-  const SegmentLayout& layout = options_.layout;
-  const int64_t used = (next_slot_ - 1) % layout.slots_per_frame + 1;
-  char* const frame = buffers_[current_].memory.data() + fill_;
-  std::memset(frame + used * layout.pitch, 0,
-              static_cast<size_t>(layout.frame_bytes - used * layout.pitch));
-  next_slot_ += layout.slots_per_frame - used;
+  const int64_t frames =
+      (keys.size + layout.slots_per_frame - 1) / layout.slots_per_frame;
+  char* const begin = FreeBuffer() + fill_;
+  Crew::Get()->ForRanges(
+      frames, std::max<int64_t>(1, kGrainBytes / layout.frame_bytes),
+      [&](int64_t first, int64_t last) {
+        for (int64_t f = first; f < last; ++f) {
+          PutFrame(keys, rows, f, begin + f * layout.frame_bytes);
+        }
+      });
+  for (int64_t i = 0; i < keys.size; ++i) {
+    ids_.push_back(keys[i].id);
+    tables_.push_back(keys[i].table);
+  }
+  next_slot_ += frames * layout.slots_per_frame;
   ids_.resize(static_cast<size_t>(next_slot_));
   tables_.resize(static_cast<size_t>(next_slot_));
-  fill_ += layout.frame_bytes;
+  fill_ += frames * layout.frame_bytes;
+}
+
+// Frame `f` of the rows that PutRecords was given; zeros after the last row.
+void SegmentWriter::PutFrame(KeySpan keys, const char* rows, int64_t f,
+                             char* frame) const {
+  const SegmentLayout& layout = options_.layout;
+  const int64_t first = f * layout.slots_per_frame;
+  const int64_t last = std::min(keys.size, first + layout.slots_per_frame);
+  char* out = frame;
+  for (int64_t i = first; i < last; ++i, out += layout.pitch) {
+    EncodeRecord(layout, segment_->salt, next_slot_ + i, keys[i],
+                 rows + i * layout.row_bytes, out);
+  }
+  std::memset(out, 0, static_cast<size_t>(frame + layout.frame_bytes - out));
 }
 
 // Appends what fits into the open segment; all of it is on its way then.
-void SegmentWriter::StartRun(KeySpan keys, const char* rows, int64_t* taken) {
+void SegmentWriter::StartRun(KeySpan keys, const char* rows,
+                             const Meanwhile& meanwhile, int64_t* taken) {
   const SegmentLayout& layout = options_.layout;
   *taken = std::min(keys.size, options_.slots_per_segment - next_slot_);
-  for (int64_t i = 0; i < *taken; ++i) {
-    PutRecord(keys[i], rows + i * layout.row_bytes);
+  for (int64_t done = 0; done < *taken;) {
+    const int64_t room =
+        (capacity_ - fill_) / layout.frame_bytes * layout.slots_per_frame;
+    const int64_t count = std::min(room, *taken - done);
+    PutRecords(keys.Slice(done, count), rows + done * layout.row_bytes);
+    done += count;
+    if (done == *taken) break;
+    StartWrite();
+    (void)meanwhile();
   }
-  if (next_slot_ % layout.slots_per_frame != 0) PadFrame();
   StartWrite();
 }
 
@@ -162,8 +184,10 @@ Status SegmentWriter::Append(KeySpan keys, const char* rows,
     const int64_t first = next_slot_;
     int64_t taken = 0;
     StartRun(keys.Slice(done, keys.size - done),
-             rows + done * options_.layout.row_bytes, &taken);
-    if (meanwhile != nullptr && done + taken == keys.size) meanwhile();
+             rows + done * options_.layout.row_bytes, meanwhile, &taken);
+    const bool last = done + taken == keys.size;
+    while (meanwhile() && last) {
+    }
     const Status written = Drain();
     if (!written.ok()) {
       CloseWith(written);

@@ -55,10 +55,12 @@ class SegmentWriter {
   // can be read from their slots; they are on the disk once their segment is
   // sealed. On an error no row counts as written: the segment of a failed write
   // is closed, and the next call begins a new one.
-  // `meanwhile` is called once while the last writes are underway.
-  using Meanwhile = std::function<void()>;
+  // `meanwhile` does a piece of other work and says whether there is more: it
+  // is called while writes are underway, after each that was started, and at
+  // the end until there is none. It does not throw.
+  using Meanwhile = std::function<bool()>;
   Status Append(KeySpan keys, const char* rows, std::vector<SlotRun>* runs,
-                const Meanwhile& meanwhile = nullptr);
+                const Meanwhile& meanwhile = NothingElse);
 
   // Seals the open segment, if there is one.
   void Close();
@@ -79,6 +81,8 @@ class SegmentWriter {
   bool direct_io() const { return direct_io_; }
 
  private:
+  static bool NothingElse() { return false; }
+
   struct Buffer {
     AlignedBuffer memory;
     Transfer transfer;
@@ -87,9 +91,10 @@ class SegmentWriter {
 
   Status Prepare();
   Status OpenNext();
-  void StartRun(KeySpan keys, const char* rows, int64_t* taken);
-  void PutRecord(Key key, const char* row);
-  void PadFrame();
+  void StartRun(KeySpan keys, const char* rows, const Meanwhile& meanwhile,
+                int64_t* taken);
+  void PutRecords(KeySpan keys, const char* rows);
+  void PutFrame(KeySpan keys, const char* rows, int64_t f, char* frame) const;
   void StartWrite();
   void FinishOne();
   char* FreeBuffer();
