@@ -2,6 +2,7 @@
 #include "store/segment_map.h"
 
 #include "check.h"
+#include "store/key_parts.h"
 #include "test_store.h"
 
 namespace oneemb {
@@ -21,7 +22,7 @@ struct Fixture {
     return location;
   }
   void Publish(Key key, uint64_t location) {
-    CHECK_OK(map.Publish({&key, 1}, &location));
+    CHECK_OK(map.Publish(oneemb::KeyParts({&key, 1}), &location));
   }
   void Move(Key key, uint64_t from, uint64_t to) {
     CHECK_OK(map.Move({&key, 1}, &from, &to));
@@ -55,7 +56,7 @@ TEST(OfAKeyThatOccursTwiceOneSlotLives) {
   Fixture f;
   const Key keys[] = {{1, 0}, {1, 0}};
   const uint64_t locations[] = {f.map.Location(f.a, 0), f.map.Location(f.a, 1)};
-  CHECK_OK(f.map.Publish({keys, 2}, locations));
+  CHECK_OK(f.map.Publish(oneemb::KeyParts({keys, 2}), locations));
   CHECK_EQ(f.Live(), "1 ; ");
   CHECK_EQ(f.Where({1, 0}), locations[1]);
 }

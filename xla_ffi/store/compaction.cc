@@ -39,7 +39,8 @@ Status Compactor::MoveBatch(SegmentMap* map, const Victim& victim,
   const KeySpan keys{batch.keys.data(),
                      static_cast<int64_t>(batch.keys.size())};
   std::vector<uint64_t> to;
-  ONEEMB_RETURN_IF_ERROR(log_.Append(map, keys, batch.rows.data(), &to));
+  ONEEMB_RETURN_IF_ERROR(
+      log_.Append(map, keys, KeyParts(keys), batch.rows.data(), &to));
   std::vector<uint64_t> from;
   from.reserve(batch.slots.size());
   for (const int64_t slot : batch.slots) {

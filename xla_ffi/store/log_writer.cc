@@ -2,8 +2,6 @@
 
 #include <new>
 
-#include "store/key_parts.h"
-
 namespace oneemb {
 
 int64_t LogWriter::PlaceOf(SegmentMap* map,
@@ -16,12 +14,11 @@ int64_t LogWriter::PlaceOf(SegmentMap* map,
   return known_.back().place;
 }
 
-Status LogWriter::Append(SegmentMap* map, KeySpan keys, const char* rows,
-                         std::vector<uint64_t>* locations) {
+Status LogWriter::Append(SegmentMap* map, KeySpan keys, const KeyParts& parts,
+                         const char* rows, std::vector<uint64_t>* locations) {
   std::vector<SlotRun> runs;
   locations->clear();
   locations->reserve(static_cast<size_t>(keys.size));
-  const KeyParts parts(keys);
   int64_t next = 0;
   Status written = writer_.Append(keys, rows, &runs, [&] {
     if (next < KeyParts::kCount) map->Prepare(parts.part(next++));

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "store/key.h"
+#include "store/key_parts.h"
 #include "store/segment_map.h"
 #include "store/segment_writer.h"
 #include "store/status.h"
@@ -21,9 +22,10 @@ class LogWriter {
 
   // Writes rows; locations[i] is where row i now can be read. When a write
   // fails, tries once more, elsewhere.
-  // The map prepares for the rows while they are being written.
-  Status Append(SegmentMap* map, KeySpan keys, const char* rows,
-                std::vector<uint64_t>* locations);
+  // The map prepares for the rows while they are being written; `parts` are
+  // those of the keys.
+  Status Append(SegmentMap* map, KeySpan keys, const KeyParts& parts,
+                const char* rows, std::vector<uint64_t>* locations);
   // Tells the map which segments are closed; those for which there is no memory
   // the next time.
   void Settle(SegmentMap* map) noexcept;

@@ -118,8 +118,8 @@ void SegmentMap::PutInIndex(const KeyParts& parts, const uint64_t* locations,
       });
 }
 
-Status SegmentMap::Publish(KeySpan keys, const uint64_t* locations) {
-  const KeyParts parts(keys);
+Status SegmentMap::Publish(const KeyParts& parts, const uint64_t* locations) {
+  const KeySpan keys = parts.keys();
   std::vector<uint64_t> fresh(static_cast<size_t>(keys.size));
   for (int64_t i = 0; i < keys.size; ++i) {
     fresh[static_cast<size_t>(i)] = locations[parts.Position(i)];

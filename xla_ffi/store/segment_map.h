@@ -75,9 +75,10 @@ class SegmentMap {
   // time then: for all of a batch, or for its KeyParts one by one. Where there
   // is no memory it is left to Publish to say so.
   void Prepare(KeySpan keys);
-  // From now on the rows live at these locations. Of a key that occurs twice
-  // the later counts. kNoMemory changes nothing.
-  Status Publish(KeySpan keys, const uint64_t* locations);
+  // From now on the rows live at these locations, which are in the order of the
+  // batch. Of a key that occurs twice the later counts. kNoMemory changes
+  // nothing.
+  Status Publish(const KeyParts& parts, const uint64_t* locations);
   void Erase(KeySpan keys, uint8_t* erased);
   // Rows that still live at `from` live at `to` now; the others have a newer
   // version, or none. kNoMemory changes nothing.

@@ -8,6 +8,7 @@
 
 #include "store/crc32c.h"
 #include "store/files.h"
+#include "store/key_parts.h"
 
 namespace oneemb {
 namespace {
@@ -295,7 +296,8 @@ Status PublishSegment(Env* env, const SegmentView& view,
   }
   const int64_t before = map->size();
   const auto count = static_cast<int64_t>(live.size());
-  ONEEMB_RETURN_IF_ERROR(map->Publish({live.data(), count}, locations.data()));
+  ONEEMB_RETURN_IF_ERROR(
+      map->Publish(KeyParts({live.data(), count}), locations.data()));
   map->Close(place, view.num_slots, true);
   if (map->size() != before + count) {
     return Corrupt(segment->file->path(),

@@ -235,11 +235,12 @@ Status SsdTier::PutOnce(KeySpan keys, const char* rows) {
     const MutexLock lock(put_mutex_);
     ONEEMB_RETURN_IF_ERROR(CheckBudget(keys));
     const std::shared_ptr<SegmentMap> map = this->map();
+    const KeyParts parts(keys);
     std::vector<uint64_t> locations;
     const int64_t before = put_log_.bytes_written();
-    status = put_log_.Append(map.get(), keys, rows, &locations);
+    status = put_log_.Append(map.get(), keys, parts, rows, &locations);
     if (status.ok()) {
-      status = map->Publish(keys, locations.data());
+      status = map->Publish(parts, locations.data());
       put_log_.Settle(map.get());
     }
     bytes = put_log_.bytes_written() - before;
