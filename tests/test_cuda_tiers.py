@@ -4,6 +4,8 @@ What holds for cached tables anywhere is in test_tiers.py, test_cached.py and
 test_tiers_in_flight.py, which run on a GPU where one is JAX's default device.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,6 +109,26 @@ def test_training_as_on_the_cpu(tmp_path, kind, dim, slots):
         tmp_path, trained(every), slots, dim, kind=kind, optimizer=oe.adagrad(0.1)
     )
     assert (stats["victims"] > 0) == (slots < 300)
+
+
+def test_two_gpus_at_once(tmp_path):
+    devices = jax.devices("gpu")
+    if len(devices) < 2:
+        pytest.skip("one GPU only")
+    program = trained(batches(3, 40, 64, 300))
+
+    def run(number):
+        device = [jax.devices("cpu")[0], *devices][number % (1 + len(devices))]
+        kind = ("ssd", "host_mem")[number % 2]
+        with jax.default_device(device):
+            table = make_cached(tmp_path / str(number), 80, 16, kind=kind)
+            table, *rest = program(table)
+            assert table.rows.devices() == {device}
+        return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(rest)]
+
+    with ThreadPoolExecutor() as threads:
+        same = list(threads.map(run, range(4 * (1 + len(devices)))))
+    assert [i for i in range(len(same)) if same[i] != same[0]] == []
 
 
 # With FTRL's usual power rows stay finite: which NaN a NaN is differs.
