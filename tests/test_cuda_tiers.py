@@ -111,15 +111,13 @@ def test_training_as_on_the_cpu(tmp_path, kind, dim, slots):
     assert (stats["victims"] > 0) == (slots < 300)
 
 
-def test_two_gpus_at_once(tmp_path):
-    devices = jax.devices("gpu")
-    if len(devices) < 2:
-        pytest.skip("one GPU only")
+def test_all_devices_at_once(tmp_path):
+    devices = [jax.devices("cpu")[0], *jax.devices("gpu")]
     program = trained(batches(3, 40, 64, 300))
 
     def run(number):
-        device = [jax.devices("cpu")[0], *devices][number % (1 + len(devices))]
-        kind = ("ssd", "host_mem")[number % 2]
+        device = devices[number % len(devices)]
+        kind = ("ssd", "host_mem")[number // len(devices) % 2]
         with jax.default_device(device):
             table = make_cached(tmp_path / str(number), 80, 16, kind=kind)
             table, *rest = program(table)
@@ -127,7 +125,7 @@ def test_two_gpus_at_once(tmp_path):
         return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(rest)]
 
     with ThreadPoolExecutor() as threads:
-        same = list(threads.map(run, range(4 * (1 + len(devices)))))
+        same = list(threads.map(run, range(4 * len(devices))))
     assert [i for i in range(len(same)) if same[i] != same[0]] == []
 
 

@@ -49,8 +49,9 @@ class KeyParts {
   }
   // Part p is [begin(p), begin(p + 1)) of keys().
   int64_t begin(int64_t p) const { return begin_[p]; }
-  KeySpan part(int64_t p) const {
-    return keys().Slice(begin_[p], begin_[p + 1] - begin_[p]);
+  // The keys of parts `first` to `last` - 1.
+  KeySpan Between(int64_t first, int64_t last) const {
+    return keys().Slice(begin_[first], begin_[last] - begin_[first]);
   }
 
  private:

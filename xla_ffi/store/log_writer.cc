@@ -3,6 +3,12 @@
 #include <new>
 
 namespace oneemb {
+namespace {
+
+// Keys at least, if there are as many: the map looks at all shards each time.
+constexpr int64_t kPreparedAtOnce = 1024;
+
+}  // namespace
 
 int64_t LogWriter::PlaceOf(SegmentMap* map,
                            const std::shared_ptr<const Segment>& s) {
@@ -21,7 +27,12 @@ Status LogWriter::Append(SegmentMap* map, KeySpan keys, const KeyParts& parts,
   locations->reserve(static_cast<size_t>(keys.size));
   int64_t next = 0;
   Status written = writer_.Append(keys, rows, &runs, [&] {
-    if (next < KeyParts::kCount) map->Prepare(parts.part(next++));
+    const int64_t first = next;
+    while (next < KeyParts::kCount &&
+           parts.Between(first, next).size < kPreparedAtOnce) {
+      ++next;
+    }
+    if (first < next) map->Prepare(parts.Between(first, next));
     return next < KeyParts::kCount;
   });
   if (written.kind() == StatusKind::kIoError) {

@@ -108,13 +108,14 @@ void SegmentMap::Prepare(KeySpan keys) {
 // Several threads, where there are: each key costs a few lines far away.
 void SegmentMap::PutInIndex(const KeyParts& parts, const uint64_t* locations,
                             uint64_t* previous) {
-  constexpr int64_t kGrain = 4;  // parts
+  constexpr int64_t kFewKeys = 2048;  // not worth a second thread
   RowIndex* const index = &index_;
+  const int64_t grain = parts.keys().size < kFewKeys ? KeyParts::kCount : 1;
   Crew::Get()->ForRanges(
-      KeyParts::kCount, kGrain, [&](int64_t first, int64_t last) {
+      KeyParts::kCount, grain, [&](int64_t first, int64_t last) {
+        const KeySpan keys = parts.Between(first, last);
         const int64_t begin = parts.begin(first);
-        index->Put(parts.keys().data + begin, locations + begin,
-                   parts.begin(last) - begin, previous + begin);
+        index->Put(keys.data, locations + begin, keys.size, previous + begin);
       });
 }
 
