@@ -1,6 +1,10 @@
 // Which row lives where, without any disk.
 #include "store/segment_map.h"
 
+#include <map>
+#include <random>
+#include <vector>
+
 #include "check.h"
 #include "store/key_parts.h"
 #include "test_store.h"
@@ -22,7 +26,7 @@ struct Fixture {
     return location;
   }
   void Publish(Key key, uint64_t location) {
-    CHECK_OK(map.Publish(oneemb::KeyParts({&key, 1}), &location));
+    CHECK_OK(map.Publish(KeyParts({&key, 1}), &location));
   }
   void Move(Key key, uint64_t from, uint64_t to) {
     CHECK_OK(map.Move({&key, 1}, &from, &to));
@@ -56,9 +60,39 @@ TEST(OfAKeyThatOccursTwiceOneSlotLives) {
   Fixture f;
   const Key keys[] = {{1, 0}, {1, 0}};
   const uint64_t locations[] = {f.map.Location(f.a, 0), f.map.Location(f.a, 1)};
-  CHECK_OK(f.map.Publish(oneemb::KeyParts({keys, 2}), locations));
+  CHECK_OK(f.map.Publish(KeyParts({keys, 2}), locations));
   CHECK_EQ(f.Live(), "1 ; ");
   CHECK_EQ(f.Where({1, 0}), locations[1]);
+}
+
+// Large enough for several threads; with keys twice in a batch, and again in
+// the next.
+TEST(LargeBatchesAgreeWithAMap) {
+  constexpr int64_t kKeys = 10'000;
+  SegmentMap map(kKeys);
+  std::mt19937_64 random(1);
+  std::map<Key, uint64_t> expected;
+  for (int batch = 0; batch < 3; ++batch) {
+    const int64_t place = map.Add(std::make_shared<Segment>());
+    std::vector<Key> keys;
+    std::vector<uint64_t> locations;
+    for (int64_t slot = 0; slot < kKeys; ++slot) {
+      keys.push_back(RandomKey(&random, 6000));
+      locations.push_back(map.Location(place, slot));
+      expected[keys.back()] = locations.back();
+    }
+    CHECK_OK(map.Publish(KeyParts({keys.data(), kKeys}), locations.data()));
+  }
+  CHECK_EQ(map.size(), static_cast<int64_t>(expected.size()));
+  for (const auto& [key, location] : expected) {
+    uint64_t found = 0;
+    std::shared_ptr<const SegmentTable> table;
+    map.Find({&key, 1}, &found, &table);
+    CHECK_EQ(found, location);
+  }
+  int64_t live = 0;
+  for (const SegmentView& view : map.Capture()) live += view.live.Count();
+  CHECK_EQ(live, map.size());
 }
 
 TEST(AMoveNeverBringsBackAnOlderVersion) {
