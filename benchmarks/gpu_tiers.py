@@ -89,7 +89,8 @@ def step_ms(
     every = [jnp.asarray(oe.pack_ids(one)) for one in ids]
     store = "device_mem" if kind == "dense" else kind
     rows = len(np.unique(ids))
-    shape = (rows, options.dim, (1 + missing) * options.ids / rows)
+    # A batch, what the next one lacks, and a little more.
+    shape = (rows, options.dim, (1.01 + missing) * options.ids / rows)
     with (
         tempfile.TemporaryDirectory() as folder,
         tiers.make_embedding(store, folder, *shape, "gpu_tiers", oe.sgd(0.1)) as emb,

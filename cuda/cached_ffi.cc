@@ -2,18 +2,13 @@
 // at a point of the stream (cuda/stream_call.h): what moves rows meets the
 // stream, what asks makes it wait, and what is for later is told.
 #include <algorithm>
-#include <functional>
-#include <memory>
 #include <new>
-#include <utility>
 #include <vector>
 
-#include "cuda/board.h"
+#include "cuda/cached_operation_ffi.h"
 #include "cuda/ffi_util.h"
-#include "cuda/gpu_tier.h"
 #include "cuda/handlers.h"
 #include "cuda/lookup.h"
-#include "cuda/stream_call.h"
 #include "cuda/table_ops.h"
 #include "cuda/update.h"
 #include "ffi/decode_cached_ffi.h"
@@ -28,133 +23,14 @@ namespace {
 // Of the library that has the Stores; set when both are loaded.
 const TierApi* tier_api = nullptr;
 
-// What is done on the host. Returns the verdict for the kernels that follow.
-using Work = std::function<bool(GpuTier*, const TieredTable&, Board*)>;
-
-// A call on one stream, and what a function on the host has to know of it.
-class CachedOperation {
- public:
-  ffi::Error Begin(cudaStream_t stream, const CachedCall& cached) {
-    if (tier_api == nullptr) {
-      return ffi::Error::Internal("the Stores of cached tables are not known");
-    }
-    stream_ = stream;
-    store_ = tier_api->find(cached.store_name);
-    run_ = cached.run;
-    view_ = cached.call.table;
-    ids_ = cached.call.ids;
-    // Lists that the rules point to do not outlive the handler.
-    rules_.keys = cached.call.rules.keys;
-    rules_.embedding_dim = cached.call.rules.embedding_dim;
-    places_.counters = view_.counters;
-    places_.generation = cached.generation;
-    places_.nonce = cached.nonce;
-    return ToFfi("stream", StreamCaller::Of(stream, &caller_));
+ffi::Error Begin(cudaStream_t stream, const CachedCall& cached,
+                 CachedOperation* operation) {
+  if (tier_api == nullptr) {
+    return ffi::Error::Internal("the Stores of cached tables are not known");
   }
-
-  BoardPlaces& places() { return places_; }
-  void UseSpace(const TierSpace& space) { space_ = space; }
-
-  // Has `work` done where the stream is now, on a tier that it may use. With
-  // `writes` the table's counters and generation become what it makes of them.
-  // What has failed half-way would leave a table that is not in order: then the
-  // call fails, and with it the program that would go on with the table.
-  cudaError_t Meet(bool writes, const Work& work) {
-    cudaError_t failed = cudaSuccess;
-    ONEEMB_RETURN_IF_CUDA_ERROR(caller_->Meet(
-        BoardWriter(), [&](void* board) { failed = Serve(work, Cast(board)); },
-        BoardReader(writes)));
-    return failed;
-  }
-
-  // Has the keys that the device tier lacks found, and `work` done some time
-  // later on a tier that knows them, and nothing else.
-  cudaError_t TellMissing(const Work& work) {
-    auto* const source = PinnedBuffers();
-    auto keys = std::make_shared<SourceBuffer>(
-        TakeBuffer(source, ids_.size * int64_t{sizeof(NewKey)}));
-    auto state = std::make_shared<SourceBuffer>(
-        TakeBuffer(source, int64_t{sizeof(PlaceState)}));
-    if (*keys == nullptr || *state == nullptr) {
-      return cudaErrorMemoryAllocation;
-    }
-    return caller_->Tell(
-        [&](void* board) {
-          ONEEMB_RETURN_IF_CUDA_ERROR(BoardWriter()(board));
-          return FindMissingTo(keys->get(), state->get());
-        },
-        [self = *this, work, keys, state](void* board) {
-          const auto find = [&](GpuTier* tier, const TieredTable& t, Board* b) {
-            tier->UseFound(reinterpret_cast<const PlaceState*>(state->get()),
-                           reinterpret_cast<const NewKey*>(keys->get()));
-            return work(tier, t, b);
-          };
-          self.Serve(find, Cast(board));
-        });
-  }
-
-  // The same as Meet for work that only looks at the table's books: the stream
-  // waits for it, and nobody for the stream. Work that `writes` comes after all
-  // that was told before: a prefetch belongs to the table that it was given.
-  cudaError_t Ask(bool writes, Work work) {
-    return caller_->Ask(
-        BoardWriter(),
-        [self = *this, work = std::move(work)](void* board) {
-          self.Serve(work, Cast(board));
-        },
-        BoardReader(writes), writes);
-  }
-
- private:
-  static Board* Cast(void* board) { return static_cast<Board*>(board); }
-
-  BoardStep BoardWriter() const {
-    return [this](void* board) {
-      return WriteBoard(stream_, places_, Cast(board));
-    };
-  }
-  BoardStep BoardReader(bool writes) const {
-    return [this, writes](void* board) {
-      return ReadBoard(stream_, places_, writes, Cast(board));
-    };
-  }
-
-  // The keys that are missing, and how many, to memory of the host.
-  cudaError_t FindMissingTo(char* keys, char* state) const {
-    PlaceArgs place{};
-    ONEEMB_RETURN_IF_CUDA_ERROR(FindMissing(stream_, view_, rules_, ids_,
-                                            nullptr, space_.find, &place));
-    ONEEMB_RETURN_IF_CUDA_ERROR(
-        cudaMemcpyAsync(state, place.state, sizeof(PlaceState),
-                        cudaMemcpyDeviceToHost, stream_));
-    return cudaMemcpyAsync(keys, place.new_keys,
-                           static_cast<size_t>(ids_.size) * sizeof(NewKey),
-                           cudaMemcpyDeviceToHost, stream_);
-  }
-
-  cudaError_t Serve(const Work& work, Board* board) const {
-    GpuTier tier(stream_, view_, rules_, ids_, space_, board->counters,
-                 &board->generation);
-    const TieredTable table{&tier, store_, board->nonce, run_};
-    board->verdict = 0;
-    try {
-      board->verdict = work(&tier, table, board) ? 1 : 0;
-    } catch (const std::bad_alloc&) {
-      return cudaErrorMemoryAllocation;
-    }
-    return tier.error();
-  }
-
-  cudaStream_t stream_ = nullptr;
-  StreamCaller* caller_ = nullptr;
-  std::shared_ptr<TableStore> store_;
-  int64_t run_ = 0;
-  TableView view_{};
-  IdsView ids_{};
-  TableRules rules_{};
-  TierSpace space_{};
-  BoardPlaces places_{};
-};
+  return ToFfi("stream", operation->Begin(stream, cached,
+                                          tier_api->find(cached.store_name)));
+}
 
 // The workspace of a call, which has one more result for it, and the tier's
 // part of it; `more` bytes follow, at *rest.
@@ -187,7 +63,7 @@ ffi::Error BeginBatch(cudaStream_t stream, const ffi::RemainingArgs& args,
   ONEEMB_RETURN_IF_ERROR(
       DecodeCachedBatch(args, attributes, run, more, cached));
   ONEEMB_RETURN_IF_ERROR(CheckPositions(cached->call.ids.size));
-  return operation->Begin(stream, *cached);
+  return Begin(stream, *cached, operation);
 }
 
 ffi::Error StageHandler(cudaStream_t stream, ffi::RunId run,
@@ -200,10 +76,10 @@ ffi::Error StageHandler(cudaStream_t stream, ffi::RunId run,
   ONEEMB_RETURN_IF_ERROR(CheckCachedInPlace("stage", cached, results));
   ONEEMB_RETURN_IF_ERROR(CheckRoom(cached.call));
   ONEEMB_RETURN_IF_ERROR(TakeSpace(cached, results, 0, &operation));
-  return ToFfi("stage", operation.Meet(true, [](GpuTier* tier,
-                                                const TieredTable& t, Board*) {
-    return OrNoMemory(*tier, tier_api->stage(t));
-  }));
+  return ToFfi("stage", operation.MeetMissing(
+                            [](GpuTier* tier, const TieredTable& t, Board*) {
+                              return OrNoMemory(*tier, tier_api->stage(t));
+                            }));
 }
 
 ffi::Error PrefetchHandler(cudaStream_t stream, ffi::RunId run,
@@ -271,7 +147,7 @@ ffi::Error UpdateCachedHandler(cudaStream_t stream, ffi::RunId run,
       UpdateSpace(rules, cached.call.table.capacity, n,
                   static_cast<int64_t>(operands.batches.size())),
       &workspace));
-  ONEEMB_RETURN_IF_ERROR(operation.Begin(stream, cached));
+  ONEEMB_RETURN_IF_ERROR(Begin(stream, cached, &operation));
   const auto judge = [&](PlaceState* place) {
     operation.places().place = place;
     operation.places().apply = operands.apply;
@@ -352,10 +228,10 @@ bool ReadRest(GpuTier* tier, const TieredTable& table, const TableCall& call,
   if (new_slots == nullptr) return false;
   std::copy_n(found_slots, ids.size, new_slots);
   for (size_t i = 0; i < keys.size(); ++i) {
-    if (below.rows[i] != nullptr) new_slots[positions[i]] = 0;
+    if (below.list().rows[i] != nullptr) new_slots[positions[i]] = 0;
   }
   return tier->Copy(new_slots, ids.size, slots) &&
-         tier->PutRows(below.rows, positions, rows);
+         tier->PutRows(below.list().rows, positions, rows);
 }
 
 ffi::Error ReadCachedRowsHandler(cudaStream_t stream, ffi::RunId run,
@@ -411,8 +287,8 @@ ffi::Error WriteCachedRowsHandler(cudaStream_t stream, ffi::RunId run,
   auto* const apply = static_cast<bool*>(rest);
   void* const space = static_cast<char*>(rest) + kFlagBytes;
   operation.places().verdict = apply;
-  const cudaError_t error = operation.Meet(
-      true, [](GpuTier* tier, const TieredTable& t, Board* board) {
+  const cudaError_t error = operation.MeetMissing(
+      [](GpuTier* tier, const TieredTable& t, Board* board) {
         const uint32_t before = board->generation;
         if (!OrNoMemory(*tier, tier_api->stage(t))) return false;
         if (board->generation == before) return false;  // stale, and counted
@@ -435,7 +311,7 @@ ffi::Error WriteDownHandler(cudaStream_t stream, ffi::RunId run,
   auto written = results.get<ffi::AnyBuffer>(0);
   if (written.has_error()) return written.error();
   ONEEMB_RETURN_IF_ERROR(CheckBuffer("written", **written, ffi::PRED, {1}));
-  ONEEMB_RETURN_IF_ERROR(operation.Begin(stream, cached));
+  ONEEMB_RETURN_IF_ERROR(Begin(stream, cached, &operation));
   ONEEMB_RETURN_IF_ERROR(TakeSpace(cached, results, 0, &operation));
   operation.places().verdict = (*written)->typed_data<bool>();
   return ToFfi(
@@ -461,7 +337,7 @@ ffi::Error FlushHandler(cudaStream_t stream, ffi::RunId run,
       CheckBuffer("residency", **residency, ffi::U32, {table.capacity, 2}));
   ONEEMB_RETURN_IF_ERROR(
       CheckBuffer("generation", **generation, ffi::U32, {1}));
-  ONEEMB_RETURN_IF_ERROR(operation.Begin(stream, cached));
+  ONEEMB_RETURN_IF_ERROR(Begin(stream, cached, &operation));
   ONEEMB_RETURN_IF_ERROR(
       TakeSpace(cached, results, kFlagBytes, &operation, &rest));
   auto* const flushed = static_cast<bool*>(rest);

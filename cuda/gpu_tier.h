@@ -17,13 +17,10 @@ namespace oneemb::gpu {
 
 // The memory on the device that a tier works in.
 struct TierSpace {
-  void* find;     // of FindMissing
-  void* collect;  // of CollectSlots
-  uint32_t* bins;
-  uint32_t* words;  // [4]
+  void* find;  // of FindMissing
+  CollectSpace collect;
   int32_t* slots;
   SlotAdmission* admissions;
-  SlotDescription* descriptions;
 };
 TierSpace TakeTierSpace(const TableRules& rules, int64_t capacity, int64_t n,
                         Workspace* workspace);
@@ -52,34 +49,38 @@ class GpuTier final : public DeviceTier {
     if (!pinned_.empty()) Wait();
   }
 
-  // What FindMissing is to say, found by kernels already; in memory of the
-  // host.
-  void UseFound(const PlaceState* state, const NewKey* keys) {
-    found_state_ = state;
-    found_keys_ = keys;
-  }
+  // What was found before the host had a look: on the device, and its copy in
+  // memory of the host.
+  struct Found {
+    PlaceArgs place;
+    PlaceState* state;
+    Key* keys;
+  };
+  void UseFound(const Found& found) { found_ = found; }
 
   // The first error of the device, which made a function return false.
   cudaError_t error() const { return error_; }
 
   BufferSource* memory() override { return PinnedBuffers(); }
   bool Digest(uint64_t* digest) override;
-  bool FindMissing(std::vector<Key>* missing) override;
-  bool FindMissingAndTouch(uint32_t now, std::vector<Key>* missing,
-                           int64_t* resident, uint64_t* digest) override;
+  bool FindMissing(MissingKeys* missing) override;
+  bool FindMissingAndTouch(uint32_t now, MissingKeys* missing,
+                           uint64_t* digest) override;
+  bool CountTouched(int64_t* resident) override;
+  bool ExpectVictims(uint32_t now, int64_t count) override;
   bool ChooseVictims(uint32_t now, int64_t count, Victims which,
-                     std::vector<SlotEntry>* victims) override;
+                     VictimList* victims) override;
   bool TakeVictims(uint32_t now, int64_t count, std::vector<TierVictim>* queue,
-                   std::vector<SlotEntry>* victims) override;
+                   VictimList* victims) override;
   bool FindDirty(int64_t* cursor, int64_t most,
                  std::vector<SlotEntry>* dirty) override;
   bool ReadRows(const std::vector<int32_t>& slots, char* rows) override;
-  bool Evict(const std::vector<SlotEntry>& victims) override;
-  bool Admit(const Admissions& admissions, uint32_t now) override;
+  bool Admit(const Exchange& exchange, uint32_t now,
+             VictimList* victims) override;
   void EndStage(bool /*none_reserved*/) override {}
 
   // Row i goes to row to[i] of an array on the device, if there is one.
-  bool PutRows(const std::vector<const char*>& rows,
+  bool PutRows(const SourceVector<const char*>& rows,
                const std::vector<int32_t>& to, uint32_t* array);
   // A copy of an array on the device, which lasts as long as this; null on an
   // error.
@@ -107,13 +108,7 @@ class GpuTier final : public DeviceTier {
   bool Ok(cudaError_t error);
   void* TakePinned(int64_t bytes);
   bool CopyBytes(const void* from, int64_t bytes, void* to);
-  bool FindMissing(const uint32_t* now, std::vector<Key>* missing,
-                   PlaceState* state);
-  static void ToKeys(const PlaceState& state, const NewKey* found,
-                     std::vector<Key>* keys);
-  bool SlotsToDevice(const std::vector<int32_t>& slots);
-  bool Collect(int64_t first, int64_t end, const SlotFilter& filter,
-               int64_t most, SlotDescription* slots);
+  bool BeginVictims(uint32_t now, int64_t count, Victims which);
   int64_t used() const;
 
   const cudaStream_t stream_;
@@ -123,8 +118,12 @@ class GpuTier final : public DeviceTier {
   const TierSpace space_;
   cudaError_t error_ = cudaSuccess;
   std::vector<SourceBuffer> pinned_;
-  const PlaceState* found_state_ = nullptr;
-  const NewKey* found_keys_ = nullptr;
+  Found found_{};
+  const uint32_t* resident_ = nullptr;
+  // Of the victims that are looked for.
+  int64_t expected_ = 0;
+  const SlotCounts* victim_counts_ = nullptr;
+  SourceVector<Key> dirty_victims_;
 };
 
 }  // namespace oneemb::gpu

@@ -113,20 +113,9 @@ __device__ int32_t ReportedSlot(const PlaceArgs& a, int64_t position,
 // What becomes of a key that is in `slot` of a cached table, or in none;
 // whether it claims a cell.
 __device__ bool ClaimsStaged(const PlaceArgs& a, int32_t slot) {
-  if (a.mode != PlaceMode::kStage) {
-    if (slot < 0) atomicAdd(&a.state->unstaged, 1U);
-    return slot >= 0 && a.table.IsReserved(slot);
-  }
-  if (slot < 0) return true;
-  if (a.now == nullptr) return false;
-  // Several positions may have one slot: who sees the old clock counts it.
-  uint32_t* const clock = a.table.clock + slot;
-  const uint32_t now = *a.now;
-  if (*static_cast<volatile uint32_t*>(clock) != now &&
-      atomicExch(clock, now) != now) {
-    atomicAdd(&a.state->resident, 1U);
-  }
-  return false;
+  if (a.mode == PlaceMode::kStage) return slot < 0;
+  if (slot < 0) atomicAdd(&a.state->unstaged, 1U);
+  return slot >= 0 && a.table.IsReserved(slot);
 }
 
 // Whether a position of a cached table had no slot when it was looked up: its

@@ -34,7 +34,7 @@ struct PlaceState {
   uint32_t next_tile;    // of Number
   uint32_t step;         // before this call
   uint32_t unstaged;     // positions of a cached table that have no slot
-  uint32_t resident;     // kStage: keys that are there, each counted once
+  uint32_t resident;     // kStage: keys whose clocks were touched (tier.h)
   uint64_t rows_before;
   uint64_t num_new;                        // distinct keys that had no slot
   alignas(16) unsigned char scalars[128];  // Optimizer::Scalars of this step
@@ -61,8 +61,6 @@ struct PlaceArgs {
   const float* learning_rate;
   uint32_t* step;
   uint32_t* generation;
-  // kStage: what the clocks of keys that are there become, unless it is null.
-  const uint32_t* now;
   // Workspace. Zero at the beginning:
   PlaceState* state;
   uint64_t* tiles;        // of Number

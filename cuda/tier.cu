@@ -1,107 +1,40 @@
 #include "core/counters.h"
 #include "cuda/index.cuh"
+#include "cuda/key_copy.cuh"
 #include "cuda/tier.h"
 #include "cuda/warp.cuh"
 
 namespace oneemb::gpu {
 namespace {
 
-constexpr int kCollectItems = 8;  // slots a thread
-constexpr int64_t kCollectTile = kCollectItems * kBlockThreads;
-
 // The number of this thread in its launch.
 __device__ int64_t ThreadNumber() {
   return int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
 }
 
-__device__ uint32_t AgeOf(const TableView& table, int64_t slot, uint32_t now) {
-  const uint32_t age = now - table.clock[slot];
-  return age < kOldestAge ? age : kOldestAge;
+__global__ __launch_bounds__(kBlockThreads) void CopyFoundKernel(
+    const PlaceState* from, const NewKey* new_keys, PlaceState* state,
+    Key* keys) {
+  const int64_t i = ThreadNumber();
+  if (i == 0) *state = *from;
+  if (i >= static_cast<int64_t>(from->num_new)) return;
+  StoreKey(keys + i, {new_keys[i].id, new_keys[i].table});
 }
 
-__device__ bool MayEvict(const TableView& table, int64_t slot, Victims which) {
-  return which == Victims::kAny || table.residency[slot].state != kSlotDirty;
-}
-
-__device__ bool LetsThrough(const TableView& table, const SlotFilter& filter,
-                            int64_t slot) {
-  if (filter.kind == SlotFilter::kDirty) {
-    return table.residency[slot].state == kSlotDirty;
+// Several positions may have one slot: who sees the old clock counts it.
+__global__ __launch_bounds__(kBlockThreads) void TouchKernel(
+    const __grid_constant__ PlaceArgs a, uint32_t now) {
+  const int64_t i = ThreadNumber();
+  const int32_t slot = i < a.batch.size ? a.codes[i] : kSlotMissing;
+  bool counts = false;
+  if (slot >= 0 && slot < a.table.capacity) {
+    uint32_t* const clock = a.table.clock + slot;
+    counts = *static_cast<volatile uint32_t*>(clock) != now &&
+             atomicExch(clock, now) != now;
   }
-  const uint32_t age = AgeOf(table, slot, filter.now);
-  const bool aged =
-      filter.kind == SlotFilter::kOlder ? age > filter.age : age == filter.age;
-  return aged && MayEvict(table, slot, filter.which);
-}
-
-// Slots of one age come together: a warp counts each age once.
-__global__ __launch_bounds__(kBlockThreads) void CountAgesKernel(
-    TableView table, int64_t used, uint32_t now, Victims which,
-    uint32_t* bins) {
-  const int64_t slot = ThreadNumber();
-  const bool counts = slot < used && MayEvict(table, slot, which);
-  const uint32_t age = counts ? AgeOf(table, slot, now) : 0;
-  const uint32_t same = __match_any_sync(kAllLanes, age);
-  if (!counts || (same & LowerLanes()) != 0) return;
-  atomicAdd(bins + age, static_cast<uint32_t>(__popc(same)));
-}
-
-struct CollectState {
-  uint32_t next_tile;
-};
-
-struct CollectArgs {
-  TableView table;
-  int64_t first;
-  int64_t end;
-  SlotFilter filter;
-  int64_t most;
-  CollectState* state;
-  uint64_t* tiles;
-  SlotDescription* slots;
-  uint32_t* count;
-};
-
-__device__ SlotDescription Describe(const TableView& table, int32_t slot) {
-  const SlotResidency residency = table.residency[slot];
-  const Key key = EntryKey(table.index, residency.entry);
-  return {key.id, key.table, static_cast<uint16_t>(residency.state), slot};
-}
-
-__global__ __launch_bounds__(kBlockThreads) void CollectKernel(
-    const __grid_constant__ CollectArgs a) {
-  __shared__ uint32_t warp_sums[kBlockWarps];
-  __shared__ uint32_t shared_tile;
-  __shared__ uint32_t shared_before;
-  // Tiles are taken in order, so that those before this one are under way.
-  if (threadIdx.x == 0) shared_tile = atomicAdd(&a.state->next_tile, 1U);
-  __syncthreads();
-  const uint32_t tile = shared_tile;
-  const int64_t begin =
-      a.first + tile * kCollectTile + threadIdx.x * kCollectItems;
-  uint32_t through = 0;
-#pragma unroll
-  for (int k = 0; k < kCollectItems; ++k) {
-    const int64_t slot = begin + k;
-    if (slot < a.end && LetsThrough(a.table, a.filter, slot)) {
-      through |= 1U << k;
-    }
-  }
-  uint32_t in_block = 0;
-  const uint32_t before = BlockExclusiveSum(
-      static_cast<uint32_t>(__popc(through)), warp_sums, &in_block);
-  if (threadIdx.x < kWarp) {
-    const uint32_t before_tile = LookBack(a.tiles, tile, in_block);
-    if (threadIdx.x == 0) {
-      shared_before = before_tile;
-      if (tile + 1 == gridDim.x) *a.count = before_tile + in_block;
-    }
-  }
-  __syncthreads();
-  int64_t at = int64_t{shared_before} + before;
-  for (; through != 0 && at < a.most; through &= through - 1) {
-    a.slots[at++] =
-        Describe(a.table, static_cast<int32_t>(begin) + LowestBit(through));
+  const uint32_t count = __ballot_sync(kAllLanes, counts);
+  if (Lane() == 0 && count != 0) {
+    atomicAdd(&a.state->resident, static_cast<uint32_t>(__popc(count)));
   }
 }
 
@@ -125,24 +58,26 @@ __global__ __launch_bounds__(kBlockThreads) void CopyRowsOutKernel(
   CopyRow(table.Row(slots[i]), table.row_words, rows + i * table.row_words);
 }
 
-__global__ __launch_bounds__(kBlockThreads) void CopyRowsInKernel(
-    TableView table, const SlotAdmission* rows, int64_t count) {
+__global__ __launch_bounds__(kBlockThreads) void PutRowsKernel(
+    const uint32_t* const* rows, const int32_t* to, int64_t count,
+    int64_t row_words, uint32_t* array) {
   const int64_t i = ThreadNumber() / kWarp;
-  if (i >= count || rows[i].row == nullptr) return;
-  CopyRow(rows[i].row, table.row_words, table.Row(rows[i].slot));
+  if (i >= count || rows[i] == nullptr) return;
+  CopyRow(rows[i], row_words, array + to[i] * row_words);
 }
 
 // EvictSlot of cpu/tier.h. Others evict beside it: of what they share, counts
 // are taken down by atomics, and an entry's bytes are its own.
 __global__ __launch_bounds__(kBlockThreads) void EvictKernel(
-    TableView table, const int32_t* slots, int64_t count) {
+    TableView table, const CollectSpace victims) {
   const int64_t i = ThreadNumber();
   uint64_t version = 0;
-  if (i < count) {
-    SlotResidency* const residency = table.residency + slots[i];
+  if (i < victims.counts->all) {
+    const SlotDescription victim = victims.slots[i];
+    SlotResidency* const residency = table.residency + victim.slot;
     const int64_t entry = residency->entry;
-    const uint64_t hash = HashKey(EntryKey(table.index, entry));
-    version = 0 - LayoutTerm(hash, slots[i]);
+    const uint64_t hash = HashKey({victim.id, victim.table});
+    version = 0 - LayoutTerm(hash, victim.slot);
     const int64_t last = entry / kBucketEntries;
     for (int64_t b = HomeBucket(hash, table.index.num_buckets); b != last;) {
       atomicSub(&table.index.buckets[b].overflow, 1U);
@@ -160,15 +95,27 @@ __global__ __launch_bounds__(kBlockThreads) void EvictKernel(
   if (Lane() == 0) AtomicAdd64(table.layout_version, version);
 }
 
+// The slot of an admission, or kSlotMissing.
+__device__ int32_t SlotOf(const SlotExchange& e, int64_t i) {
+  const int64_t num_victims = e.victims.counts->all;
+  if (i < num_victims) return e.victims.slots[i].slot;
+  if (i >= e.count || i - num_victims >= e.num_unused) return kSlotMissing;
+  return static_cast<int32_t>(e.first_unused + i - num_victims);
+}
+
 __global__ __launch_bounds__(kBlockThreads) void AdmitCompeteKernel(
-    TableView table, const SlotAdmission* admissions, int64_t count) {
+    TableView table, const __grid_constant__ SlotExchange e) {
   const int64_t i = ThreadNumber();
   uint64_t version = 0;
-  if (i < count) {
-    const SlotAdmission a = admissions[i];
-    const uint64_t hash = HashKey({a.id, a.table});
-    CompeteForEntry(table.index, hash, a.slot);
-    version = LayoutTerm(hash, a.slot);
+  const int32_t slot = SlotOf(e, i);
+  if (i < e.count) {
+    const Key key = LoadKey(e.keys + i);
+    e.admissions[i] = {key, e.rows[i], slot};
+    if (slot >= 0) {
+      const uint64_t hash = HashKey(key);
+      CompeteForEntry(table.index, hash, slot);
+      version = LayoutTerm(hash, slot);
+    }
   }
   version = WarpSum64(version);
   if (Lane() == 0) AtomicAdd64(table.layout_version, version);
@@ -178,13 +125,45 @@ __global__ __launch_bounds__(kBlockThreads) void AdmitFinishKernel(
     TableView table, const SlotAdmission* admissions, int64_t count,
     uint32_t now) {
   const int64_t i = ThreadNumber();
-  if (i >= count) return;
+  if (i >= count || admissions[i].slot < 0) return;
   const SlotAdmission a = admissions[i];
-  const Key key{a.id, a.table};
-  const int64_t entry = FinishEntry(table.index, key, HashKey(key), a.slot);
+  const int64_t entry = FinishEntry(table.index, a.key, HashKey(a.key), a.slot);
   table.residency[a.slot] = {static_cast<uint32_t>(entry),
                              a.row == nullptr ? kSlotReserved : kSlotClean};
   table.clock[a.slot] = now;
+}
+
+// A warp a slot: what it had goes out, if that is dirty, and what it gets comes
+// in. Both are under way at once, as the bus has two directions.
+template <class Word>
+__device__ void ExchangeRow(const Word* in, int64_t words, Word* row,
+                            Word* out) {
+  for (int64_t w = Lane(); w < words; w += kWarp) {
+    Word coming{};
+    if (in != nullptr) coming = in[w];
+    if (out != nullptr) out[w] = row[w];
+    if (in != nullptr) row[w] = coming;
+  }
+}
+
+__global__ __launch_bounds__(kBlockThreads) void ExchangeRowsKernel(
+    TableView table, const __grid_constant__ SlotExchange e) {
+  const int64_t i = ThreadNumber() / kWarp;
+  if (i >= e.count || e.admissions[i].slot < 0) return;
+  const SlotAdmission a = e.admissions[i];
+  const int64_t words = table.row_words;
+  uint32_t* const row = table.Row(a.slot);
+  uint32_t* out = nullptr;
+  if (e.dirty_rows != nullptr && i < e.victims.counts->all) {
+    const int64_t rank = e.victims.dirty_ranks[i];
+    if (rank >= 0) out = e.dirty_rows + rank * words;
+  }
+  if (words % 4 == 0) {
+    ExchangeRow(reinterpret_cast<const uint4*>(a.row), words / 4,
+                reinterpret_cast<uint4*>(row), reinterpret_cast<uint4*>(out));
+  } else {
+    ExchangeRow(a.row, words, row, out);
+  }
 }
 
 __global__ __launch_bounds__(kBlockThreads) void MarkCleanKernel(
@@ -208,8 +187,7 @@ int64_t FindMissingSpace(const TableRules& rules, int64_t capacity, int64_t n) {
 
 cudaError_t FindMissing(cudaStream_t stream, const TableView& table,
                         const TableRules& rules, const IdsView& ids,
-                        const uint32_t* now, void* workspace_base,
-                        PlaceArgs* place) {
+                        void* workspace_base, PlaceArgs* place) {
   Workspace workspace(workspace_base);
   TakePlaceZeros(ids.size, table.capacity, rules.keys.shared_keys, &workspace,
                  place);
@@ -219,7 +197,6 @@ cudaError_t FindMissing(cudaStream_t stream, const TableView& table,
   place->mode = PlaceMode::kStage;
   place->table = table;
   place->keys = rules.keys;
-  place->now = now;
   UpdateBatch batch{};
   batch.ids = ids;
   ONEEMB_RETURN_IF_CUDA_ERROR(
@@ -228,41 +205,17 @@ cudaError_t FindMissing(cudaStream_t stream, const TableView& table,
   return PlaceNumber(stream, *place);
 }
 
-cudaError_t CountAges(cudaStream_t stream, const TableView& table, int64_t used,
-                      uint32_t now, Victims which, uint32_t* bins) {
-  ONEEMB_RETURN_IF_CUDA_ERROR(
-      cudaMemsetAsync(bins, 0, (kOldestAge + 1) * sizeof(uint32_t), stream));
-  CountAgesKernel<<<NumBlocks(used, kBlockThreads), kBlockThreads, 0, stream>>>(
-      table, used, now, which, bins);
+cudaError_t CopyFound(cudaStream_t stream, const PlaceArgs& place,
+                      PlaceState* state, Key* keys) {
+  CopyFoundKernel<<<NumBlocks(place.batch.size, kBlockThreads), kBlockThreads,
+                    0, stream>>>(place.state, place.new_keys, state, keys);
   return cudaGetLastError();
 }
 
-int64_t CollectSpace(int64_t capacity) {
-  Workspace workspace;
-  workspace.Take<CollectState>(1);
-  workspace.Take<uint64_t>(CeilDiv(capacity, kCollectTile));
-  return workspace.used();
-}
-
-cudaError_t CollectSlots(cudaStream_t stream, const TableView& table,
-                         int64_t first, int64_t end, const SlotFilter& filter,
-                         int64_t most, void* space, SlotDescription* slots,
-                         uint32_t* count) {
-  Workspace workspace(space);
-  CollectArgs args{};
-  args.table = table;
-  args.first = first;
-  args.end = end;
-  args.filter = filter;
-  args.most = most;
-  args.state = workspace.Take<CollectState>(1);
-  args.tiles = workspace.Take<uint64_t>(CeilDiv(end - first, kCollectTile));
-  args.slots = slots;
-  args.count = count;
-  ONEEMB_RETURN_IF_CUDA_ERROR(
-      cudaMemsetAsync(space, 0, static_cast<size_t>(workspace.used()), stream));
-  CollectKernel<<<NumBlocks(end - first, kCollectTile), kBlockThreads, 0,
-                  stream>>>(args);
+cudaError_t TouchFound(cudaStream_t stream, const PlaceArgs& place,
+                       uint32_t now) {
+  TouchKernel<<<NumBlocks(place.batch.size, kBlockThreads), kBlockThreads, 0,
+                stream>>>(place, now);
   return cudaGetLastError();
 }
 
@@ -273,29 +226,28 @@ cudaError_t CopyRowsOut(cudaStream_t stream, const TableView& table,
   return cudaGetLastError();
 }
 
-cudaError_t CopyRowsIn(cudaStream_t stream, const TableView& table,
-                       const SlotAdmission* rows, int64_t count) {
-  CopyRowsInKernel<<<NumBlocks(count, kBlockWarps), kBlockThreads, 0, stream>>>(
-      table, rows, count);
+cudaError_t PutRows(cudaStream_t stream, const uint32_t* const* rows,
+                    const int32_t* to, int64_t count, int64_t row_words,
+                    uint32_t* array) {
+  PutRowsKernel<<<NumBlocks(count, kBlockWarps), kBlockThreads, 0, stream>>>(
+      rows, to, count, row_words, array);
   return cudaGetLastError();
 }
 
-cudaError_t EvictSlots(cudaStream_t stream, const TableView& table,
-                       const int32_t* slots, int64_t count) {
-  EvictKernel<<<NumBlocks(count, kBlockThreads), kBlockThreads, 0, stream>>>(
-      table, slots, count);
-  return cudaGetLastError();
-}
-
-cudaError_t AdmitKeys(cudaStream_t stream, const TableView& table,
-                      const SlotAdmission* admissions, int64_t count,
-                      uint32_t now) {
+cudaError_t ExchangeSlots(cudaStream_t stream, const TableView& table,
+                          const SlotExchange& exchange) {
+  const int64_t count = exchange.count;
   const unsigned blocks = NumBlocks(count, kBlockThreads);
-  AdmitCompeteKernel<<<blocks, kBlockThreads, 0, stream>>>(table, admissions,
-                                                           count);
+  // No fewer keys are admitted than there are victims.
+  EvictKernel<<<blocks, kBlockThreads, 0, stream>>>(table, exchange.victims);
   ONEEMB_RETURN_IF_CUDA_ERROR(cudaGetLastError());
-  AdmitFinishKernel<<<blocks, kBlockThreads, 0, stream>>>(table, admissions,
-                                                          count, now);
+  AdmitCompeteKernel<<<blocks, kBlockThreads, 0, stream>>>(table, exchange);
+  ONEEMB_RETURN_IF_CUDA_ERROR(cudaGetLastError());
+  AdmitFinishKernel<<<blocks, kBlockThreads, 0, stream>>>(
+      table, exchange.admissions, count, exchange.now);
+  ONEEMB_RETURN_IF_CUDA_ERROR(cudaGetLastError());
+  ExchangeRowsKernel<<<NumBlocks(count, kBlockWarps), kBlockThreads, 0,
+                       stream>>>(table, exchange);
   return cudaGetLastError();
 }
 

@@ -5,85 +5,68 @@
 #include <cstdint>
 
 #include "core/table_view.h"
+#include "cuda/collect.h"
 #include "cuda/launch.h"
 #include "cuda/place.h"
 
 namespace oneemb::gpu {
 
-// Ages from here on count as one: as far as the histogram goes.
-constexpr uint32_t kOldestAge = 65535;
-
 // Bytes of workspace of FindMissing, for `n` ids.
 int64_t FindMissingSpace(const TableRules& rules, int64_t capacity, int64_t n);
 
 // The keys of a batch that the table lacks, each once, in order of first
-// occurrence: place->new_keys[0 .. place->state->num_new). Unless `now` is
-// null, clocks of keys that are there become *now, and place->state->resident
-// is their number. The checksum in place->state is that of the batch.
+// occurrence: place->new_keys[0 .. place->state->num_new). The checksum in
+// place->state is that of the batch. Nothing else changes.
 cudaError_t FindMissing(cudaStream_t stream, const TableView& table,
                         const TableRules& rules, const IdsView& ids,
-                        const uint32_t* now, void* workspace, PlaceArgs* place);
+                        void* workspace, PlaceArgs* place);
 
-// Which slots in use are looked for.
-struct SlotFilter {
-  enum Kind : int32_t {
-    kOlder,  // than `age`
-    kAged,   // `age`
-    kDirty,
-  };
-  Kind kind;
-  uint32_t now;
-  uint32_t age;  // 1 to kOldestAge
-  Victims which;
-};
+// What FindMissing has found, to memory of the host: the state, and as many
+// keys as that says.
+cudaError_t CopyFound(cudaStream_t stream, const PlaceArgs& place,
+                      PlaceState* state, Key* keys);
 
-// Adds to bins[age] how many slots below `used` may be evicted, by age.
-cudaError_t CountAges(cudaStream_t stream, const TableView& table, int64_t used,
-                      uint32_t now, Victims which, uint32_t* bins);
-
-// Room that CollectSlots works in; zeroed by it.
-int64_t CollectSpace(int64_t capacity);
-
-// What is in a slot in use.
-struct SlotDescription {
-  uint64_t id;
-  uint16_t table;
-  uint16_t state;  // SlotState
-  int32_t slot;
-};
-
-// Describes the slots from `first` up to `end` that a filter lets through, in
-// order, `most` of them; *count becomes how many there are.
-cudaError_t CollectSlots(cudaStream_t stream, const TableView& table,
-                         int64_t first, int64_t end, const SlotFilter& filter,
-                         int64_t most, void* space, SlotDescription* slots,
-                         uint32_t* count);
+// Clocks of the keys that FindMissing found become `now`; adds their number,
+// each counted once, to place.state->resident.
+cudaError_t TouchFound(cudaStream_t stream, const PlaceArgs& place,
+                       uint32_t now);
 
 // Rows of slots, one after another, to memory that the device can reach.
 cudaError_t CopyRowsOut(cudaStream_t stream, const TableView& table,
                         const int32_t* slots, int64_t count, uint32_t* rows);
 
-cudaError_t EvictSlots(cudaStream_t stream, const TableView& table,
-                       const int32_t* slots, int64_t count);
-
 // A key, the slot it gets, and its row in memory that the device can reach:
 // without one the slot is reserved.
 struct SlotAdmission {
-  uint64_t id;
+  Key key;
   const uint32_t* row;
   int32_t slot;
-  uint16_t table;
 };
 
-// The rows that there are go to their slots.
-cudaError_t CopyRowsIn(cudaStream_t stream, const TableView& table,
-                       const SlotAdmission* rows, int64_t count);
+// Rows to rows of an array on the device: rows[i] to to[i], if there is one.
+cudaError_t PutRows(cudaStream_t stream, const uint32_t* const* rows,
+                    const int32_t* to, int64_t count, int64_t row_words,
+                    uint32_t* array);
 
-// The index becomes what one thread would have made of it in order of slots.
-// The rows are not copied.
-cudaError_t AdmitKeys(cudaStream_t stream, const TableView& table,
-                      const SlotAdmission* admissions, int64_t count,
-                      uint32_t now);
+// Keys that get slots, as far as there are some: those of victims and, behind
+// them, unused ones. What is not said to be on the device may be in memory of
+// the host.
+struct SlotExchange {
+  CollectSpace victims;  // on the device; counts->all of them
+  uint32_t* dirty_rows;  // where theirs go, by rank; null: nowhere
+  int64_t first_unused;
+  int64_t num_unused;
+  const Key* keys;
+  const uint32_t* const* rows;
+  int64_t count;
+  SlotAdmission* admissions;  // [count] on the device, to work in
+  uint32_t now;
+};
+
+// The index becomes what one thread would have made of it in order of slots,
+// and rows go out and in.
+cudaError_t ExchangeSlots(cudaStream_t stream, const TableView& table,
+                          const SlotExchange& exchange);
 
 // If *flushed, dirty slots become clean in `residency`, of `capacity` slots,
 // and *next is the generation after *generation; else it is that one.

@@ -61,6 +61,13 @@ AlignedBuffer BufferOf(const std::vector<char>& rows,
   return buffer;
 }
 
+Status WriteTo(RowMover* mover, const std::vector<Key>& keys,
+               AlignedBuffer rows) {
+  ONEEMB_RETURN_IF_ERROR(mover->AwaitRoom(static_cast<int64_t>(keys.size())));
+  mover->Write({keys.begin(), keys.end()}, std::move(rows));
+  return {};
+}
+
 // A device tier that is a map, and its mover.
 class Tier {
  public:
@@ -104,7 +111,7 @@ class Tier {
     for (const Key key : clean) here_.erase(key);
     if (dirty.keys.empty()) return;
     const Status status =
-        mover_.Write(dirty.keys, BufferOf(dirty.rows, NextSource()));
+        WriteTo(&mover_, dirty.keys, BufferOf(dirty.rows, NextSource()));
     refused_ += status.ok() ? 0 : 1;
     if (!status.ok()) return;
     for (const Key key : dirty.keys) here_.erase(key);
@@ -130,7 +137,7 @@ class Tier {
       if (dirty) rest.Add(key, model_[key]);
     }
     if (!rest.keys.empty()) {
-      CHECK_OK(mover_.Write(rest.keys, BufferOf(rest.rows)));
+      CHECK_OK(WriteTo(&mover_, rest.keys, BufferOf(rest.rows)));
     }
     CHECK_OK(mover_.Drain());
     std::vector<Key> keys;
@@ -168,12 +175,12 @@ class Tier {
     for (size_t i = 0; i < keys.size(); ++i) {
       const auto known = model_.find(keys[i]);
       const bool is_known = known != model_.end();
-      CHECK_EQ(taken.found[i], is_known ? kRowFound : kRowAbsent);
-      CHECK_EQ(taken.rows[i] != nullptr, is_known);
+      const char* const row = taken.list().rows[i];
+      CHECK_EQ(taken.list().found[i], is_known ? kRowFound : kRowAbsent);
+      CHECK_EQ(row != nullptr, is_known);
       if (!is_known) continue;
-      CHECK(source_->Has(taken.rows[i]));
-      CHECK(std::equal(known->second.begin(), known->second.end(),
-                       taken.rows[i]));
+      CHECK(source_->Has(row));
+      CHECK(std::equal(known->second.begin(), known->second.end(), row));
     }
   }
 
@@ -249,21 +256,22 @@ class Bare {
         mover_(store_, kMost) {}
 
   void Write(Key key, const std::vector<char>& row) {
-    CHECK_OK(mover_.Write({key}, BufferOf(row)));
+    CHECK_OK(WriteTo(&mover_, {key}, BufferOf(row)));
   }
   std::vector<char> Take(Key key) {
     TakenRows taken;
     CHECK_OK(mover_.Take({&key, 1}, HeapSource(), &taken));
-    CHECK_EQ(taken.found[0], kRowFound);
+    CHECK_EQ(taken.list().found[0], kRowFound);
     prefetched += taken.prefetched;
-    return {taken.rows[0], taken.rows[0] + kRowBytes};
+    const char* const row = taken.list().rows[0];
+    return {row, row + kRowBytes};
   }
   int64_t Prefetch(const std::vector<Key>& keys) {
     return mover_.Prefetch({keys.data(), static_cast<int64_t>(keys.size())},
                            HeapSource());
   }
   void WriteFrom(Key key, const std::vector<char>& row, BufferSource* source) {
-    CHECK_OK(mover_.Write({key}, BufferOf(row, source)));
+    CHECK_OK(WriteTo(&mover_, {key}, BufferOf(row, source)));
   }
   Status TakeInto(const std::vector<Key>& keys, TakenRows* taken) {
     return mover_.Take({keys.data(), static_cast<int64_t>(keys.size())},
@@ -303,7 +311,7 @@ TEST(WhatCannotBeWrittenIsStillRead) {
   } while (bare.mover().Drain().ok());
   // Not read from the Store, which has an older row.
   CHECK_EQ(bare.Prefetch({key}), int64_t{1});
-  CHECK(!bare.mover().Write({{8, 0}}, BufferOf(new_row)).ok());
+  CHECK(!bare.mover().AwaitRoom(1).ok());
   CHECK(!bare.mover().TakeError().ok());
   bare.env().SetCapacity(int64_t{1} << 40);
   CHECK_OK(bare.mover().Drain());

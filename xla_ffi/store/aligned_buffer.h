@@ -1,15 +1,11 @@
 // Memory that direct transfers can use.
 #pragma once
 
-#include <sys/mman.h>
-
 #include <cstdint>
-#include <cstdlib>
 #include <string>
 
 #include "store/buffer_source.h"
-#include "store/env.h"
-#include "store/pages.h"
+#include "store/heap_source.h"
 #include "store/status.h"
 
 namespace oneemb {
@@ -20,30 +16,6 @@ constexpr int64_t RoundUp(int64_t value, int64_t step) {
 }
 constexpr int64_t RoundDown(int64_t value, int64_t step) {
   return value / step * step;
-}
-
-// Memory of the C library. Of large buffers the first touch runs at several
-// times the speed on huge pages, which are asked for.
-class HeapBuffers final : public BufferSource {
- public:
-  char* Take(int64_t bytes) override {
-    const int64_t align =
-        bytes < 2 * kHugePageBytes ? kBlockBytes : kHugePageBytes;
-    const int64_t rounded = RoundUp(bytes < 1 ? 1 : bytes, align);
-    auto* const data = static_cast<char*>(std::aligned_alloc(
-        static_cast<size_t>(align), static_cast<size_t>(rounded)));
-    if (data != nullptr && align == kHugePageBytes) {
-      // A refusal costs speed only.
-      (void)madvise(data, static_cast<size_t>(rounded), MADV_HUGEPAGE);
-    }
-    return data;
-  }
-  void Return(char* data, int64_t /*bytes*/) override { std::free(data); }
-};
-
-inline BufferSource* HeapSource() {
-  static auto* const heap = new HeapBuffers;  // outlives every thread
-  return heap;
 }
 
 // Bytes aligned to a block. Not cleared.

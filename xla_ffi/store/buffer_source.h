@@ -6,6 +6,9 @@
 
 namespace oneemb {
 
+// Blocks of formats and buffers: the page of the systems we know.
+constexpr int64_t kBlockBytes = 4096;
+
 // Outlives its buffers. Thread-safe.
 class BufferSource {
  public:

@@ -10,14 +10,13 @@
 #include <string>
 #include <vector>
 
+#include "store/buffer_source.h"
 #include "store/status.h"
 
 namespace oneemb {
 
 // Memory, offsets and sizes of transfers on a direct file are multiples of it.
 constexpr int64_t kIoAlignment = 512;
-// Blocks of formats and buffers: the page of the systems we know.
-constexpr int64_t kBlockBytes = 4096;
 
 enum class OpenMode {
   kRead,

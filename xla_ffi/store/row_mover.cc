@@ -30,22 +30,16 @@ std::vector<int64_t> AllPositions(int64_t count) {
 }
 
 void SetFound(int64_t position, const char* row, TakenRows* taken) {
-  taken->found[static_cast<size_t>(position)] = kRowFound;
-  taken->rows[static_cast<size_t>(position)] = row;
+  taken->own.found[static_cast<size_t>(position)] = kRowFound;
+  taken->own.rows[static_cast<size_t>(position)] = row;
+}
+
+void CountAbsent(TakenRows* taken) {
+  const SourceVector<const char*>& rows = taken->own.rows;
+  taken->absent = std::count(rows.begin(), rows.end(), nullptr);
 }
 
 }  // namespace
-
-int64_t RowMover::BatchKeys::Find(Key key, int64_t guess) const {
-  if (guess < size() && keys_[static_cast<size_t>(guess)] == key) return guess;
-  MakeIndex();
-  return index_->Find(key, HashKey(key));
-}
-
-void RowMover::BatchKeys::MakeIndex() const {
-  std::call_once(indexed_,
-                 [this] { index_ = std::make_unique<KeyIndex>(span()); });
-}
 
 RowMover::RowMover(std::shared_ptr<Store> store, int64_t most_rows)
     : store_(std::move(store)),
@@ -138,11 +132,17 @@ void RowMover::ReadFront() {
   try {
     // Those that wait are copied: else a few of them would keep all that came
     // down together.
-    (void)FindRest(batch->keys.span(), AllPositions(batch->keys.size()),
-                   Access::kTrain, batch->source, false, &batch->rows)
-        .ok();
+    batch->rows.own.Begin(batch->keys.size(), kRowFailed, batch->source);
+    batch->whole =
+        FindRest(batch->keys.span(), AllPositions(batch->keys.size()),
+                 Access::kTrain, batch->source, false, &batch->rows)
+            .ok();
+    CountAbsent(&batch->rows);
+    // While nobody waits for that.
+    if (index_wanted_) batch->keys.MakeIndex();
   } catch (const std::bad_alloc&) {
-    batch->rows.Begin(batch->keys.size(), kRowFailed);
+    batch->whole = false;
+    batch->rows.Clear();
   }
   mutex_.Lock();
   batch->done = true;
@@ -221,7 +221,7 @@ Status RowMover::Fetch(KeySpan keys, const Unfound& unfound, Access access,
                        TakenRows* taken) {
   char* row = memory->data();
   for (const int64_t i : unfound.copied) {
-    const char*& there = taken->rows[static_cast<size_t>(i)];
+    const char*& there = taken->own.rows[static_cast<size_t>(i)];
     std::memcpy(row, there, static_cast<size_t>(row_bytes_));
     there = row;
     row += row_bytes_;
@@ -236,7 +236,7 @@ Status RowMover::Fetch(KeySpan keys, const Unfound& unfound, Access access,
       {wanted.data(), static_cast<int64_t>(count)}, row, found.data(), access);
   for (size_t i = 0; i < count; ++i, row += row_bytes_) {
     const int64_t position = unfound.below[i];
-    taken->found[static_cast<size_t>(position)] = found[i];
+    taken->own.found[static_cast<size_t>(position)] = found[i];
     if (found[i] == kRowFound) SetFound(position, row, taken);
   }
   return status;
@@ -256,8 +256,8 @@ Status RowMover::FindRest(KeySpan keys, const std::vector<int64_t>& positions,
   if (!status.ok()) {
     for (const std::vector<int64_t>* some : {&unfound.below, &unfound.copied}) {
       for (const int64_t i : *some) {
-        taken->found[static_cast<size_t>(i)] = kRowFailed;
-        taken->rows[static_cast<size_t>(i)] = nullptr;
+        taken->own.found[static_cast<size_t>(i)] = kRowFailed;
+        taken->own.rows[static_cast<size_t>(i)] = nullptr;
       }
     }
     return status;
@@ -290,6 +290,24 @@ bool RowMover::FindAhead(KeySpan keys, int64_t first, Claim* claim) const {
   return false;
 }
 
+// Takes the list of a batch that was read ahead as it is, if it is what is
+// wanted: nobody needs to look at its rows one by one.
+bool RowMover::TakeBatch(KeySpan keys, const Claim& claim, BufferSource* source,
+                         TakenRows* taken) {
+  const std::shared_ptr<ReadBatch>& batch = ahead_[claim.batch];
+  if (claim.count != keys.size || claim.count != batch->keys.size() ||
+      batch->source != source) {
+    return false;
+  }
+  taken->waited = AwaitDone(*batch);
+  if (!batch->whole) return false;
+  batch->left = 0;
+  taken->shared = {batch, &batch->rows.own};
+  taken->absent = batch->rows.absent;
+  taken->prefetched = keys.size;
+  return true;
+}
+
 // What cannot be had of them is left for the `rest`.
 void RowMover::TakeClaims(const std::vector<Claim>& claims,
                           BufferSource* source, std::vector<int64_t>* rest,
@@ -304,14 +322,16 @@ void RowMover::TakeClaims(const std::vector<Claim>& claims,
     }
     std::fill_n(batch.taken.begin() + claim.from, claim.count, uint8_t{1});
     batch.left -= claim.count;
-    if (batch.source == source) {
-      std::copy_n(batch.rows.found.begin() + claim.from, claim.count,
-                  taken->found.begin() + claim.to);
-      std::copy_n(batch.rows.rows.begin() + claim.from, claim.count,
-                  taken->rows.begin() + claim.to);
+    const RowList& list = batch.rows.own;
+    if (batch.source == source && !list.rows.empty()) {
+      std::copy_n(list.found.begin() + claim.from, claim.count,
+                  taken->own.found.begin() + claim.to);
+      std::copy_n(list.rows.begin() + claim.from, claim.count,
+                  taken->own.rows.begin() + claim.to);
     }
     for (int64_t i = claim.to; i < claim.to + claim.count; ++i) {
-      const bool failed = taken->found[static_cast<size_t>(i)] == kRowFailed;
+      const bool failed =
+          taken->own.found[static_cast<size_t>(i)] == kRowFailed;
       taken->prefetched += failed ? 0 : 1;
       if (failed) rest->push_back(i);
     }
@@ -326,7 +346,6 @@ bool RowMover::AwaitDone(const ReadBatch& batch) {
 }
 
 Status RowMover::Take(KeySpan keys, BufferSource* source, TakenRows* taken) {
-  taken->Begin(keys.size, kRowFailed);
   if (Forked()) return ForkedStatus();
   std::vector<Claim> claims;
   std::vector<int64_t> rest;
@@ -340,20 +359,29 @@ Status RowMover::Take(KeySpan keys, BufferSource* source, TakenRows* taken) {
       rest.push_back(i++);
     }
   }
+  index_wanted_ = claims.size() > 1 || !rest.empty();
+  if (claims.size() == 1 && TakeBatch(keys, claims[0], source, taken)) {
+    return {};
+  }
+  taken->own.Begin(keys.size, kRowFailed, source);
   const Status status =
       FindRest(keys, rest, Access::kTrain, source, true, taken);
   rest.clear();
   TakeClaims(claims, source, &rest, taken);
   const Status again =
       FindRest(keys, rest, Access::kTrain, source, true, taken);
+  CountAbsent(taken);
   return status.ok() ? again : status;
 }
 
 Status RowMover::Peek(KeySpan keys, Access access, BufferSource* source,
                       TakenRows* taken) {
-  taken->Begin(keys.size, kRowFailed);
+  taken->own.Begin(keys.size, kRowFailed, source);
   if (Forked()) return ForkedStatus();
-  return FindRest(keys, AllPositions(keys.size), access, source, true, taken);
+  const Status status =
+      FindRest(keys, AllPositions(keys.size), access, source, true, taken);
+  CountAbsent(taken);
+  return status;
 }
 
 // Waits until at most `most` rows wait to be written, asking a Store that could
@@ -365,19 +393,20 @@ Status RowMover::AwaitWrites(int64_t most) {
   return broken_ ? write_error_ : Status();
 }
 
-Status RowMover::Write(std::vector<Key> keys, AlignedBuffer rows) {
+Status RowMover::AwaitRoom(int64_t rows) {
   if (Forked()) return ForkedStatus();
-  const auto count = static_cast<int64_t>(keys.size());
+  const MutexLock lock(mutex_);
+  // A Store that cannot write gets no more rows until it has those that wait.
+  return AwaitWrites(broken_ ? 0 : std::max<int64_t>(0, most_rows_ - rows));
+}
+
+void RowMover::Write(SourceVector<Key> keys, AlignedBuffer rows) {
   const auto batch =
       std::make_shared<const WriteBatch>(std::move(keys), std::move(rows));
   const MutexLock lock(mutex_);
-  // A Store that cannot write gets no more rows until it has those that wait.
-  const int64_t most = broken_ ? 0 : std::max<int64_t>(0, most_rows_ - count);
-  ONEEMB_RETURN_IF_ERROR(AwaitWrites(most));
   writes_.push_back(batch);
-  waiting_rows_ += count;
+  waiting_rows_ += batch->keys.size();
   changed_.NotifyAll();
-  return {};
 }
 
 Status RowMover::Drain() {
@@ -391,15 +420,14 @@ void RowMover::Waiting(std::vector<Key>* keys, std::vector<char>* rows) {
   const WriteBatches writes = Writes();
   for (size_t b = 0; b < writes.size(); ++b) {
     const WriteBatch& batch = *writes[b];
-    for (size_t i = 0; i < batch.keys.keys().size(); ++i) {
-      const Key key = batch.keys.keys()[i];
+    for (int64_t i = 0; i < batch.keys.size(); ++i) {
+      const Key key = batch.keys.span()[i];
       const auto newer = [&](const std::shared_ptr<const WriteBatch>& later) {
         return later->keys.Find(key, 0) >= 0;
       };
       const auto next = writes.begin() + static_cast<int64_t>(b) + 1;
       if (std::any_of(next, writes.end(), newer)) continue;
-      const char* const row =
-          batch.rows.data() + static_cast<int64_t>(i) * row_bytes_;
+      const char* const row = batch.rows.data() + i * row_bytes_;
       keys->push_back(key);
       rows->insert(rows->end(), row, row + row_bytes_);
     }
@@ -410,7 +438,7 @@ int64_t RowMover::Prefetch(KeySpan keys, BufferSource* source) {
   if (Forked()) return 0;
   int64_t room = most_rows_ - staged_rows_;
   for (const std::shared_ptr<ReadBatch>& batch : ahead_) room -= batch->left;
-  std::vector<Key> wanted;
+  SourceVector<Key> wanted;
   wanted.reserve(
       static_cast<size_t>(std::max<int64_t>(0, std::min(room, keys.size))));
   int64_t had = 0;

@@ -13,18 +13,19 @@
 
 #include <sys/types.h>
 
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "store/aligned_buffer.h"
-#include "store/key_index.h"
+#include "store/batch_keys.h"
 #include "store/mutex.h"
+#include "store/source_vector.h"
 #include "store/store.h"
 #include "store/taken_rows.h"
 
@@ -46,9 +47,12 @@ class RowMover {
   Status Peek(KeySpan keys, Access access, BufferSource* source,
               TakenRows* taken);
 
-  // Takes over rows that the device tier gives up. On an error they stay where
-  // they were: the Store cannot write, and earlier rows wait already.
-  Status Write(std::vector<Key> keys, AlignedBuffer rows);
+  // Waits until so many more rows may wait to be written. On an error they are
+  // to stay where they are: the Store cannot write, and earlier rows wait
+  // already.
+  Status AwaitRoom(int64_t rows);
+  // Takes over rows that the device tier gives up, after AwaitRoom.
+  void Write(SourceVector<Key> keys, AlignedBuffer rows);
   // Waits until nothing is left to be written. On an error something is.
   Status Drain();
   // Keys and rows that wait to be written; the newest of each key.
@@ -73,44 +77,26 @@ class RowMover {
   Status TakeError();
 
  private:
-  // Keys of a batch and where each of them is. Most are asked for in the order
-  // in which they came: then nobody needs an index.
-  class BatchKeys {
-   public:
-    explicit BatchKeys(std::vector<Key> keys) : keys_(std::move(keys)) {}
-    const std::vector<Key>& keys() const { return keys_; }
-    int64_t size() const { return static_cast<int64_t>(keys_.size()); }
-    KeySpan span() const { return {keys_.data(), size()}; }
-    // The position of a key, or -1; likely to be `guess`. Thread-safe.
-    int64_t Find(Key key, int64_t guess) const;
-    // What Find needs where guesses fail, unless it is there. May throw.
-    void MakeIndex() const;
-
-   private:
-    const std::vector<Key> keys_;
-    mutable std::once_flag indexed_;
-    mutable std::unique_ptr<const KeyIndex> index_;
-  };
   // Rows to be written; never changed.
   struct WriteBatch {
-    WriteBatch(std::vector<Key> from, AlignedBuffer data)
+    WriteBatch(SourceVector<Key> from, AlignedBuffer data)
         : keys(std::move(from)), rows(std::move(data)) {}
     const BatchKeys keys;
     const AlignedBuffer rows;
   };
   // Rows that are read ahead.
   struct ReadBatch {
-    ReadBatch(std::vector<Key> from, BufferSource* memory)
+    ReadBatch(SourceVector<Key> from, BufferSource* memory)
         : keys(std::move(from)),
           source(memory),
           taken(static_cast<size_t>(keys.size())),
-          left(keys.size()) {
-      rows.Begin(keys.size(), kRowFailed);
-    }
+          left(keys.size()) {}
     const BatchKeys keys;
     BufferSource* const source;
-    TakenRows rows;     // filled by the mover's reader; to be read when done
-    bool done = false;  // under mutex_
+    // By the mover's reader, and to be read when it is done:
+    TakenRows rows;
+    bool whole = false;  // every row could be read
+    bool done = false;   // under mutex_
     // The caller's: which rows the device tier has taken, and how many not.
     std::vector<uint8_t> taken;
     int64_t left;
@@ -143,6 +129,8 @@ class RowMover {
   void ReadFront() ONEEMB_REQUIRES(mutex_);
   WriteBatches Writes();
   bool FindAhead(KeySpan keys, int64_t first, Claim* claim) const;
+  bool TakeBatch(KeySpan keys, const Claim& claim, BufferSource* source,
+                 TakenRows* taken);
   void TakeClaims(const std::vector<Claim>& claims, BufferSource* source,
                   std::vector<int64_t>* rest, TakenRows* taken);
   std::pair<int32_t, const char*> FindWaiting(const WriteBatches& writes,
@@ -168,6 +156,9 @@ class RowMover {
   std::deque<std::shared_ptr<ReadBatch>> ahead_;  // in order of their making
   int64_t staged_rows_ = 0;
   uint64_t stages_ = 0;
+  // Whether the batch that was taken last was not as it had been read ahead:
+  // the next is not likely to be either.
+  std::atomic<bool> index_wanted_{false};
 
   Mutex mutex_;
   CondVar changed_;

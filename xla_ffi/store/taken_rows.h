@@ -5,26 +5,43 @@
 #include <memory>
 #include <vector>
 
+#include "store/source_vector.h"
+
 namespace oneemb {
 
-// The rows of a batch, where they are: they stay there as long as this does.
-struct TakenRows {
-  std::vector<uint8_t> found;     // as in Store::Fetch
-  std::vector<const char*> rows;  // null but where found[i] is kRowFound
-  int64_t prefetched = 0;         // rows that had been read ahead
-  bool waited = false;            // for the Store
+// The rows of a batch, where they are.
+struct RowList {
+  std::vector<uint8_t> found;      // as in Store::Fetch
+  SourceVector<const char*> rows;  // null but where found[i] is kRowFound
 
-  std::vector<std::shared_ptr<const void>> held;  // what they are in
-
-  // So many rows, none of which is there yet.
-  void Begin(int64_t count, uint8_t not_found) {
+  // So many rows, none of which is there yet; the list itself in memory from
+  // `source`.
+  void Begin(int64_t count, uint8_t not_found, BufferSource* source) {
+    if (rows.get_allocator().source() != source) {
+      rows = SourceVector<const char*>(SourceAllocator<const char*>(source));
+    }
     found.assign(static_cast<size_t>(count), not_found);
     rows.assign(static_cast<size_t>(count), nullptr);
   }
+};
+
+// A list of rows that stay where they are as long as this does.
+struct TakenRows {
+  RowList own;
+  std::shared_ptr<const RowList> shared;  // in its place, unless it is null
+  int64_t absent = 0;                     // rows that are null
+  int64_t prefetched = 0;                 // rows that had been read ahead
+  bool waited = false;                    // for the Store
+
+  std::vector<std::shared_ptr<const void>> held;  // what they are in
+
+  const RowList& list() const { return shared == nullptr ? own : *shared; }
   // Lets go of them, and keeps the memory of the lists.
   void Clear() {
-    found.clear();
-    rows.clear();
+    own.found.clear();
+    own.rows.clear();
+    shared.reset();
+    absent = 0;
     prefetched = 0;
     waited = false;
     held.clear();

@@ -139,10 +139,10 @@ bool ReadCachedRows(Parallel* parallel, const CachedTable& table,
   TakenRows below;
   ReadBelow(OnCpu(parallel, table, ids).table(), keys, &below);
   for (size_t i = 0; i < keys.size(); ++i) {
-    if (below.rows[i] == nullptr) continue;
+    const char* const row = below.list().rows[i];
+    if (row == nullptr) continue;
     slots[positions[i]] = 0;
-    std::memcpy(rows + positions[i] * table.view.row_words, below.rows[i],
-                row_bytes);
+    std::memcpy(rows + positions[i] * table.view.row_words, row, row_bytes);
   }
   return true;
 }

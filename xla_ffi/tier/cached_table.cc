@@ -8,19 +8,16 @@
 namespace oneemb {
 
 struct StageMemory {
-  std::vector<Key> missing;
+  MissingKeys missing;
   TakenRows taken;  // of missing
-  std::vector<SlotEntry> victims;
-  std::vector<int32_t> slots;  // for them, as far as there is room
-  std::vector<int32_t> dirty;  // of victims
+  VictimList victims;
 
   // Empty again, but for the memory. Rows are let go.
   void Clear() {
-    missing.clear();
+    missing.memory.clear();
+    missing.UseMemory();
     taken.Clear();
-    victims.clear();
-    slots.clear();
-    dirty.clear();
+    victims.Clear();
   }
 };
 
@@ -59,23 +56,29 @@ class Staging {
 
   // *digest becomes that of the batch.
   bool Run(uint64_t* digest) {
-    int64_t resident = 0;
-    if (!tier_->FindMissingAndTouch(static_cast<uint32_t>(now_), &work_.missing,
-                                    &resident, digest)) {
+    if (!tier_->FindMissingAndTouch(now(), &work_.missing, digest)) {
       return false;
     }
-    missed_ = static_cast<int64_t>(work_.missing.size());
+    missed_ = wanted();
     if (missed_ > 0 && !Bring()) return false;
     tier_->counters()[kStaged] = now_;
-    if (!recomputed_) Finish(resident);
+    if (!recomputed_ && !Finish()) return false;
     ++*tier_->generation();
     tier_->EndStage(!recomputed_ && store_->reserved() == 0);
     return true;
   }
 
  private:
+  uint32_t now() const { return static_cast<uint32_t>(now_); }
+  int64_t used() const {
+    return static_cast<int64_t>(tier_->counters()[kSlotsUsed]);
+  }
+  int64_t unused() const { return tier_->capacity() - used(); }
+  int64_t wanted() const { return work_.missing.count; }
+
   // Gives the missing keys slots, with their rows.
   bool Bring() {
+    if (!tier_->ExpectVictims(now(), wanted() - unused())) return false;
     Fetch();
     return MakeRoom() && Admit();
   }
@@ -85,9 +88,9 @@ class Staging {
     RowMover& mover = store_->mover();
     const Status status =
         recomputed_
-            ? mover.Peek(Span(work_.missing), Access::kTrain, tier_->memory(),
+            ? mover.Peek(work_.missing.span(), Access::kTrain, tier_->memory(),
                          &work_.taken)
-            : mover.Take(Span(work_.missing), tier_->memory(), &work_.taken);
+            : mover.Take(work_.missing.span(), tier_->memory(), &work_.taken);
     if (!status.ok()) {
       store_->Report(status);
       DropLost();
@@ -96,112 +99,91 @@ class Staging {
 
   // Keys whose rows cannot be had stay out.
   void DropLost() {
+    RowList& list = work_.taken.own;
     size_t kept = 0;
-    for (size_t i = 0; i < work_.missing.size(); ++i) {
-      if (work_.taken.found[i] == kRowFailed) continue;
-      work_.missing[kept] = work_.missing[i];
-      work_.taken.rows[kept] = work_.taken.rows[i];
+    for (size_t i = 0; i < list.rows.size(); ++i) {
+      if (list.found[i] == kRowFailed) {
+        --work_.taken.absent;
+        continue;
+      }
+      work_.missing.keys[kept] = work_.missing.keys[i];
+      list.rows[kept] = list.rows[i];
       ++kept;
     }
-    work_.missing.resize(kept);
+    work_.missing.count = static_cast<int64_t>(kept);
   }
 
   // Chooses what has to go until the keys to admit have slots; fewer where
   // dirty rows cannot be written down.
   bool MakeRoom() {
-    const int64_t used = static_cast<int64_t>(tier_->counters()[kSlotsUsed]);
-    const int64_t unused = tier_->capacity() - used;
-    const int64_t wanted = static_cast<int64_t>(work_.missing.size());
-    const uint32_t now = static_cast<uint32_t>(now_);
-    // An older table has other clocks than those that the queue is for.
-    std::vector<TierVictim>& queue = store_->victims();
-    const int64_t lacking = wanted - unused;
-    if (lacking > 0 &&
-        !(recomputed_
-              ? tier_->ChooseVictims(now, lacking, Victims::kAny,
-                                     &work_.victims)
-              : tier_->TakeVictims(now, lacking, &queue, &work_.victims))) {
-      return false;
+    const int64_t lacking = wanted() - unused();
+    if (lacking <= 0) return true;
+    VictimList* const victims = &work_.victims;
+    // An older table has other clocks than those that the queue is for, and its
+    // rows were written down already.
+    if (recomputed_) {
+      return tier_->ChooseVictims(now(), lacking, Victims::kAny, victims);
     }
-    bool written = true;
-    if (!WriteBack(&written)) return false;
-    if (!written) {
-      queue.clear();
-      if (!tier_->ChooseVictims(now, lacking, Victims::kClean,
-                                &work_.victims)) {
-        return false;
-      }
-    }
-    GiveSlots(used, std::min(unused, wanted));
-    return true;
+    std::vector<TierVictim>* const queue = &store_->victims();
+    if (!tier_->TakeVictims(now(), lacking, queue, victims)) return false;
+    if (CanWriteBack()) return true;
+    queue->clear();
+    return tier_->ChooseVictims(now(), lacking, Victims::kClean, victims);
   }
 
-  // In order of slots: those in use come first.
-  void GiveSlots(int64_t used, int64_t newly_used) {
-    work_.slots.reserve(work_.victims.size() + static_cast<size_t>(newly_used));
-    for (const SlotEntry& victim : work_.victims) {
-      work_.slots.push_back(victim.slot);
-      reserved_ -= victim.state == kSlotReserved ? 1 : 0;
-    }
-    for (int64_t i = 0; i < newly_used; ++i) {
-      work_.slots.push_back(static_cast<int32_t>(used + i));
-    }
-    newly_used_ = newly_used;
-  }
-
-  // Hands over the dirty rows among the victims; whether that is possible.
-  bool WriteBack(bool* written) {
-    if (recomputed_) return true;  // they were handed over already
-    std::vector<int32_t>& dirty = work_.dirty;
-    std::vector<Key> keys;
-    dirty.reserve(work_.victims.size());
-    keys.reserve(work_.victims.size());
-    for (const SlotEntry& victim : work_.victims) {
-      if (victim.state != kSlotDirty) continue;
-      dirty.push_back(victim.slot);
-      keys.push_back(victim.key);
-    }
-    if (dirty.empty()) return true;
-    const auto count = static_cast<int64_t>(dirty.size());
-    AlignedBuffer rows;
+  // Gets room for the dirty rows of the victims.
+  bool CanWriteBack() {
+    const auto most = static_cast<int64_t>(work_.victims.dirty.size());
+    if (most == 0) return true;
     if (const Status memory =
-            rows.Resize(count * tier_->row_bytes(), tier_->memory());
+            dirty_rows_.Resize(most * tier_->row_bytes(), tier_->memory());
         !memory.ok()) {
       store_->Report(memory);
-      *written = false;
-      return true;
+      return false;
     }
-    if (!tier_->ReadRows(dirty, rows.data())) return false;
-    *written = store_->mover().Write(std::move(keys), std::move(rows)).ok();
-    written_ = *written ? count : 0;
-    return true;
+    if (store_->mover().AwaitRoom(most).ok()) return true;
+    dirty_rows_ = AlignedBuffer();
+    return false;
   }
 
   bool Admit() {
-    const size_t count = std::min(work_.missing.size(), work_.slots.size());
-    const char* const* const rows = work_.taken.rows.data();
-    reserved_ += std::count(rows, rows + count, nullptr);
-    if (!work_.victims.empty() && !tier_->Evict(work_.victims)) return false;
-    const Admissions admissions{static_cast<int64_t>(count),
-                                work_.missing.data(), work_.slots.data(), rows};
-    if (!tier_->Admit(admissions, static_cast<uint32_t>(now_))) return false;
-    tier_->counters()[kSlotsUsed] += static_cast<uint64_t>(newly_used_);
+    VictimList& victims = work_.victims;
+    const int64_t num_unused = std::min(unused(), wanted());
+    const Exchange exchange{dirty_rows_.data(), used(), num_unused,
+                            work_.missing.span(),
+                            work_.taken.list().rows.data()};
+    if (!tier_->Admit(exchange, now(), &victims)) return false;
+    written_ = recomputed_ ? 0 : static_cast<int64_t>(victims.dirty.size());
+    if (written_ > 0) {
+      store_->mover().Write(std::move(victims.dirty), std::move(dirty_rows_));
+    }
+    admitted_ = victims.count + num_unused;
+    tier_->counters()[kSlotsUsed] += static_cast<uint64_t>(num_unused);
     return true;
   }
 
-  void Finish(int64_t resident) {
-    store_->reserved() += reserved_;
+  // How many of the admitted keys have no row.
+  int64_t NewlyReserved() const {
+    if (admitted_ == wanted()) return work_.taken.absent;
+    const char* const* const rows = work_.taken.list().rows.data();
+    return std::count(rows, rows + admitted_, nullptr);
+  }
+
+  bool Finish() {
+    int64_t resident = 0;
+    if (!tier_->CountTouched(&resident)) return false;
+    store_->reserved() += NewlyReserved() - work_.victims.reserved;
     TierFigures& figures = store_->figures();
     figures.hits += resident;
     figures.misses += missed_;
     figures.prefetched += work_.taken.prefetched;
     figures.stalls += work_.taken.waited ? 1 : 0;
-    figures.victims += static_cast<int64_t>(work_.victims.size());
+    figures.victims += work_.victims.count;
     figures.write_backs += written_;
     // First, so that it is the mover that frees them.
     work_.taken.Clear();
-    store_->mover().EndStage(resident +
-                             static_cast<int64_t>(work_.slots.size()));
+    store_->mover().EndStage(resident + admitted_);
+    return true;
   }
 
   DeviceTier* tier_;
@@ -209,10 +191,10 @@ class Staging {
   bool recomputed_;
   uint64_t now_;  // the number of this batch
   StageMemory& work_;
+  AlignedBuffer dirty_rows_;  // of victims, on their way down
   int64_t missed_ = 0;
-  int64_t newly_used_ = 0;  // slots of them that never were in use
+  int64_t admitted_ = 0;
   int64_t written_ = 0;
-  int64_t reserved_ = 0;  // slots reserved now that were not before
 };
 
 // Whether the batch may be staged; the Store's operations() is held.
@@ -325,18 +307,18 @@ bool Prefetch(const TieredTable& table) {
       Standing::kCurrent) {
     return true;
   }
-  std::vector<Key>& missing = MemoryOf(table.store.get())->missing;
+  MissingKeys& missing = MemoryOf(table.store.get())->missing;
   if (!table.tier->FindMissing(&missing)) return false;
   const int64_t taken =
-      table.store->mover().Prefetch(Span(missing), table.tier->memory());
-  table.store->figures().refused +=
-      static_cast<int64_t>(missing.size()) - taken;
+      table.store->mover().Prefetch(missing.span(), table.tier->memory());
+  table.store->figures().refused += missing.count - taken;
   return true;
 }
 
 void ReadBelow(const TieredTable& table, const std::vector<Key>& keys,
                TakenRows* rows) {
-  rows->rows.assign(keys.size(), nullptr);
+  rows->own.Begin(static_cast<int64_t>(keys.size()), kRowAbsent,
+                  table.tier->memory());
   if (keys.empty() || table.store == nullptr) return;
   const MutexLock lock(table.store->operations());
   if (!MayRead(table.store, Stamp(table), table.run)) return;

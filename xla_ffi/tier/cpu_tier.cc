@@ -1,6 +1,8 @@
 #include "tier/cpu_tier.h"
 
+#include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "core/counters.h"
 #include "cpu/checksum.h"
@@ -33,46 +35,58 @@ bool CpuTier::Digest(uint64_t* digest) {
   return true;
 }
 
-bool CpuTier::FindMissing(std::vector<Key>* missing) {
-  return oneemb::FindMissing(parallel_, view_.index, rules_.keys, ids_,
-                             missing);
+bool CpuTier::FindMissing(MissingKeys* missing) {
+  if (!oneemb::FindMissing(parallel_, view_.index, rules_.keys, ids_,
+                           &missing->memory)) {
+    return false;
+  }
+  missing->UseMemory();
+  return true;
 }
 
-bool CpuTier::FindMissingAndTouch(uint32_t now, std::vector<Key>* missing,
-                                  int64_t* resident, uint64_t* digest) {
+bool CpuTier::FindMissingAndTouch(uint32_t now, MissingKeys* missing,
+                                  uint64_t* digest) {
   // The memory of the last batch serves this one.
   store_->SetStaged(nullptr);
   staged_ = std::make_shared<StagedBatch>(ids_);
   if (!staged_->ok()) return false;
   TierBatch batch{staged_->words(), staged_->slots(), 0, 0};
   if (!oneemb::FindMissingAndTouch(parallel_, view_, rules_.keys, ids_, now,
-                                   missing, &batch)) {
+                                   &missing->memory, &batch)) {
     return false;
   }
-  *resident = batch.resident;
+  missing->UseMemory();
+  touched_ = batch.resident;
   *digest = DigestOf(ids_, batch.digest);
   return true;
 }
 
-void CpuTier::Describe(const std::vector<int32_t>& slots,
-                       std::vector<SlotEntry>* entries) const {
-  entries->clear();
-  entries->reserve(slots.size());
+bool CpuTier::CountTouched(int64_t* resident) {
+  *resident = touched_;
+  return true;
+}
+
+void CpuTier::Describe(std::vector<int32_t> slots, VictimList* victims) const {
+  victims->Clear();
+  victims->count = static_cast<int64_t>(slots.size());
   for (const int32_t slot : slots) {
-    entries->push_back({slot, SlotKey(view_, slot),
-                        static_cast<SlotState>(view_.residency[slot].state)});
+    const SlotState state = StateOf(slot);
+    victims->reserved += state == kSlotReserved ? 1 : 0;
+    if (state != kSlotDirty) continue;
+    victims->dirty.push_back(SlotKey(view_, slot));
+    victims->dirty_slots.push_back(slot);
   }
+  victims->slots = std::move(slots);
 }
 
 bool CpuTier::ChooseVictims(uint32_t now, int64_t count, Victims which,
-                            std::vector<SlotEntry>* victims) {
+                            VictimList* victims) {
   Describe(oneemb::ChooseVictims(view_, now, count, which), victims);
   return true;
 }
 
 bool CpuTier::TakeVictims(uint32_t now, int64_t count,
-                          std::vector<TierVictim>* queue,
-                          std::vector<SlotEntry>* victims) {
+                          std::vector<TierVictim>* queue, VictimList* victims) {
   Describe(oneemb::TakeVictims(view_, now, count, queue), victims);
   return true;
 }
@@ -80,13 +94,14 @@ bool CpuTier::TakeVictims(uint32_t now, int64_t count,
 bool CpuTier::FindDirty(int64_t* cursor, int64_t most,
                         std::vector<SlotEntry>* dirty) {
   const auto used = static_cast<int64_t>(view_.counters[kSlotsUsed]);
-  std::vector<int32_t> slots;
-  for (; *cursor < used && static_cast<int64_t>(slots.size()) < most;
+  dirty->clear();
+  for (; *cursor < used && static_cast<int64_t>(dirty->size()) < most;
        ++*cursor) {
-    if (view_.residency[*cursor].state != kSlotDirty) continue;
-    slots.push_back(static_cast<int32_t>(*cursor));
+    const auto slot = static_cast<int32_t>(*cursor);
+    if (StateOf(slot) == kSlotDirty) {
+      dirty->push_back({slot, SlotKey(view_, slot)});
+    }
   }
-  Describe(slots, dirty);
   return true;
 }
 
@@ -99,19 +114,25 @@ bool CpuTier::ReadRows(const std::vector<int32_t>& slots, char* rows) {
   return true;
 }
 
-bool CpuTier::Evict(const std::vector<SlotEntry>& victims) {
-  for (const SlotEntry& victim : victims) EvictSlot(view_, victim.slot);
-  return true;
-}
-
-bool CpuTier::Admit(const Admissions& a, uint32_t now) {
-  for (int64_t i = 0; i < a.count; ++i) {
-    AdmitKey(view_, a.keys[i], a.slots[i],
-             a.rows[i] == nullptr ? kSlotReserved : kSlotClean, now);
+bool CpuTier::Admit(const Exchange& e, uint32_t now, VictimList* all_victims) {
+  const VictimList& victims = *all_victims;
+  const int64_t count = std::min(e.keys.size, victims.count + e.num_unused);
+  if (e.dirty_rows != nullptr) {
+    (void)ReadRows(victims.dirty_slots, e.dirty_rows);
   }
-  ForRows(parallel_, a.count, [&](int64_t i) {
-    if (a.rows[i] == nullptr) return;
-    std::memcpy(view_.Row(a.slots[i]), a.rows[i],
+  for (const int32_t slot : victims.slots) EvictSlot(view_, slot);
+  const auto slot_of = [&](int64_t i) {
+    return i < victims.count
+               ? victims.slots[static_cast<size_t>(i)]
+               : static_cast<int32_t>(e.first_unused + i - victims.count);
+  };
+  for (int64_t i = 0; i < count; ++i) {
+    AdmitKey(view_, e.keys[i], slot_of(i),
+             e.rows[i] == nullptr ? kSlotReserved : kSlotClean, now);
+  }
+  ForRows(parallel_, count, [&](int64_t i) {
+    if (e.rows[i] == nullptr) return;
+    std::memcpy(view_.Row(slot_of(i)), e.rows[i],
                 static_cast<size_t>(row_bytes()));
   });
   FindAdmitted(view_.index, rules_.keys, ids_, staged_->slots());

@@ -29,23 +29,26 @@ class CpuTier final : public DeviceTier {
 
   BufferSource* memory() override { return HeapSource(); }
   bool Digest(uint64_t* digest) override;
-  bool FindMissing(std::vector<Key>* missing) override;
-  bool FindMissingAndTouch(uint32_t now, std::vector<Key>* missing,
-                           int64_t* resident, uint64_t* digest) override;
+  bool FindMissing(MissingKeys* missing) override;
+  bool FindMissingAndTouch(uint32_t now, MissingKeys* missing,
+                           uint64_t* digest) override;
+  bool CountTouched(int64_t* resident) override;
   bool ChooseVictims(uint32_t now, int64_t count, Victims which,
-                     std::vector<SlotEntry>* victims) override;
+                     VictimList* victims) override;
   bool TakeVictims(uint32_t now, int64_t count, std::vector<TierVictim>* queue,
-                   std::vector<SlotEntry>* victims) override;
+                   VictimList* victims) override;
   bool FindDirty(int64_t* cursor, int64_t most,
                  std::vector<SlotEntry>* dirty) override;
   bool ReadRows(const std::vector<int32_t>& slots, char* rows) override;
-  bool Evict(const std::vector<SlotEntry>& victims) override;
-  bool Admit(const Admissions& admissions, uint32_t now) override;
+  bool Admit(const Exchange& exchange, uint32_t now,
+             VictimList* victims) override;
   void EndStage(bool none_reserved) override;
 
  private:
-  void Describe(const std::vector<int32_t>& slots,
-                std::vector<SlotEntry>* entries) const;
+  SlotState StateOf(int32_t slot) const {
+    return static_cast<SlotState>(view_.residency[slot].state);
+  }
+  void Describe(std::vector<int32_t> slots, VictimList* victims) const;
 
   Parallel* const parallel_;
   const TableView& view_;
@@ -53,6 +56,7 @@ class CpuTier final : public DeviceTier {
   const IdsView& ids_;
   TableStore* const store_;
   std::shared_ptr<StagedBatch> staged_;
+  int64_t touched_ = 0;
 };
 
 }  // namespace oneemb

@@ -13,6 +13,8 @@
 #include "core/bucket.h"
 #include "core/residency.h"
 #include "store/buffer_source.h"
+#include "store/key.h"
+#include "store/source_vector.h"
 
 namespace oneemb {
 
@@ -22,15 +24,52 @@ class TableStore;  // store/table_store.h
 struct SlotEntry {
   int32_t slot;
   Key key;
-  SlotState state;
 };
 
-// Keys on their way into slots, with their rows in memory(). A slot is clean
-// then; one whose row is null is reserved.
-struct Admissions {
-  int64_t count;
-  const Key* keys;
-  const int32_t* slots;
+// Keys that are not in the tier: in memory of its own, as long as it lasts, or
+// in what is kept here.
+struct MissingKeys {
+  Key* keys = nullptr;
+  int64_t count = 0;
+  std::vector<Key> memory;
+
+  KeySpan span() const { return {keys, count}; }
+  void UseMemory() {
+    keys = memory.data();
+    count = static_cast<int64_t>(memory.size());
+  }
+};
+
+// Slots that are to change their keys, in order.
+struct VictimList {
+  int64_t count = 0;
+  int64_t reserved = 0;  // those of them that have no row yet
+  // Keys of those whose row is newer than the Store's. Until they are evicted a
+  // device may not know yet which ones that are, and have room for more.
+  SourceVector<Key> dirty;
+  // Where a tier on the host keeps them.
+  std::vector<int32_t> slots;
+  std::vector<int32_t> dirty_slots;
+
+  // Empty again, but for the memory.
+  void Clear() {
+    count = 0;
+    reserved = 0;
+    dirty.clear();
+    slots.clear();
+    dirty_slots.clear();
+  }
+};
+
+// Keys on their way into slots, as far as there are slots: those of victims,
+// and behind them such that nobody has used, from `first_unused` on. Rows and
+// their list are in memory(): a slot is clean then; one whose row is null is
+// reserved.
+struct Exchange {
+  char* dirty_rows;  // where those of dirty victims go; null: nowhere
+  int64_t first_unused;
+  int64_t num_unused;
+  KeySpan keys;
   const char* const* rows;
 };
 
@@ -60,22 +99,29 @@ class DeviceTier {
 
   // The keys of the batch that are not there, each once, in order of first
   // occurrence.
-  virtual bool FindMissing(std::vector<Key>* missing) = 0;
-  // The same, and sets the clock of those that are there to `now`; how many
-  // keys that are, and the batch's digest.
-  virtual bool FindMissingAndTouch(uint32_t now, std::vector<Key>* missing,
-                                   int64_t* resident, uint64_t* digest) = 0;
+  virtual bool FindMissing(MissingKeys* missing) = 0;
+  // The same, and sets the clock of those that are there to `now`; the batch's
+  // digest.
+  virtual bool FindMissingAndTouch(uint32_t now, MissingKeys* missing,
+                                   uint64_t* digest) = 0;
+  // How many keys that were.
+  virtual bool CountTouched(int64_t* resident) = 0;
 
+  // Victims are likely to be wanted, as ChooseVictims has them with kAny: a
+  // device that works by itself may begin to look for them.
+  virtual bool ExpectVictims(uint32_t /*now*/, int64_t /*count*/) {
+    return true;
+  }
   // Up to `count` slots in use whose clock is not `now`, the longest unused
-  // ones, ties by slot; in order of slots. Ages from 65,535 on may tie.
+  // ones, ties by slot. Ages from 65,535 on may tie.
   virtual bool ChooseVictims(uint32_t now, int64_t count, Victims which,
-                             std::vector<SlotEntry>* victims) = 0;
+                             VictimList* victims) = 0;
   // The same with kAny, for a table as it goes from batch to batch: `queue`
   // may keep what one look finds beyond what it was for. It begins empty; it
   // is cleared when victims were not evicted.
   virtual bool TakeVictims(uint32_t now, int64_t count,
                            std::vector<TierVictim>* queue,
-                           std::vector<SlotEntry>* victims) = 0;
+                           VictimList* victims) = 0;
   // Up to `most` slots from *cursor on whose row is newer than the Store's, in
   // order; none at the end. Moves *cursor, which begins as 0.
   virtual bool FindDirty(int64_t* cursor, int64_t most,
@@ -83,10 +129,10 @@ class DeviceTier {
   // Copies the rows of slots one after another, to memory().
   virtual bool ReadRows(const std::vector<int32_t>& slots, char* rows) = 0;
 
-  // Takes the keys out of slots.
-  virtual bool Evict(const std::vector<SlotEntry>& victims) = 0;
-  // Gives slots that are free to keys that are not there, in order of slots.
-  virtual bool Admit(const Admissions& admissions, uint32_t now) = 0;
+  // Gives slots to keys that are not there, whose clock becomes `now`. The
+  // victims are those that were chosen last, of which all is known then.
+  virtual bool Admit(const Exchange& exchange, uint32_t now,
+                     VictimList* victims) = 0;
 
   // The batch is staged, of a table that is in order now; whether no slot is
   // reserved.

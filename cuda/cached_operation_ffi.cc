@@ -1,0 +1,127 @@
+#include "cuda/cached_operation_ffi.h"
+
+#include <new>
+#include <utility>
+
+#include "cuda/pinned.h"
+
+namespace oneemb::gpu {
+namespace {
+
+Board* Cast(void* board) { return static_cast<Board*>(board); }
+
+}  // namespace
+
+struct CachedOperation::FoundMemory {
+  explicit FoundMemory(int64_t count)
+      : state(TakeBuffer(PinnedBuffers(), int64_t{sizeof(PlaceState)})),
+        keys(TakeBuffer(PinnedBuffers(), count * int64_t{sizeof(Key)})) {}
+  bool ok() const { return state != nullptr && keys != nullptr; }
+  GpuTier::Found found() const {
+    return {place, reinterpret_cast<PlaceState*>(state.get()),
+            reinterpret_cast<Key*>(keys.get())};
+  }
+
+  const SourceBuffer state;
+  const SourceBuffer keys;
+  PlaceArgs place{};
+};
+
+cudaError_t CachedOperation::Begin(cudaStream_t stream,
+                                   const CachedCall& cached,
+                                   std::shared_ptr<TableStore> store) {
+  stream_ = stream;
+  store_ = std::move(store);
+  run_ = cached.run;
+  view_ = cached.call.table;
+  ids_ = cached.call.ids;
+  // Lists that the rules point to do not outlive the handler.
+  rules_.keys = cached.call.rules.keys;
+  rules_.embedding_dim = cached.call.rules.embedding_dim;
+  places_.counters = view_.counters;
+  places_.generation = cached.generation;
+  places_.nonce = cached.nonce;
+  return StreamCaller::Of(stream, &caller_);
+}
+
+BoardStep CachedOperation::BoardWriter() const {
+  return
+      [this](void* board) { return WriteBoard(stream_, places_, Cast(board)); };
+}
+
+BoardStep CachedOperation::BoardReader(bool writes) const {
+  return [this, writes](void* board) {
+    return ReadBoard(stream_, places_, writes, Cast(board));
+  };
+}
+
+BoardStep CachedOperation::FindMissingTo(FoundMemory* memory) const {
+  return [this, memory](void* board) {
+    ONEEMB_RETURN_IF_CUDA_ERROR(BoardWriter()(board));
+    ONEEMB_RETURN_IF_CUDA_ERROR(
+        FindMissing(stream_, view_, rules_, ids_, space_.find, &memory->place));
+    const GpuTier::Found found = memory->found();
+    return CopyFound(stream_, found.place, found.state, found.keys);
+  };
+}
+
+cudaError_t CachedOperation::Serve(const Work& work, void* memory) const {
+  Board* const board = Cast(memory);
+  GpuTier tier(stream_, view_, rules_, ids_, space_, board->counters,
+               &board->generation);
+  const TieredTable table{&tier, store_, board->nonce, run_};
+  board->verdict = 0;
+  try {
+    board->verdict = work(&tier, table, board) ? 1 : 0;
+  } catch (const std::bad_alloc&) {
+    return cudaErrorMemoryAllocation;
+  }
+  return tier.error();
+}
+
+cudaError_t CachedOperation::ServeFound(const FoundMemory& memory,
+                                        const Work& work, void* board) const {
+  const auto with_found = [&](GpuTier* tier, const TieredTable& table,
+                              Board* books) {
+    tier->UseFound(memory.found());
+    return work(tier, table, books);
+  };
+  return Serve(with_found, board);
+}
+
+cudaError_t CachedOperation::Meet(bool writes, const Work& work) const {
+  cudaError_t failed = cudaSuccess;
+  ONEEMB_RETURN_IF_CUDA_ERROR(caller_->Meet(
+      BoardWriter(), [&](void* board) { failed = Serve(work, board); },
+      BoardReader(writes)));
+  return failed;
+}
+
+cudaError_t CachedOperation::MeetMissing(const Work& work) const {
+  FoundMemory memory(ids_.size);
+  if (!memory.ok()) return cudaErrorMemoryAllocation;
+  cudaError_t failed = cudaSuccess;
+  ONEEMB_RETURN_IF_CUDA_ERROR(caller_->Meet(
+      FindMissingTo(&memory),
+      [&](void* board) { failed = ServeFound(memory, work, board); },
+      BoardReader(true)));
+  return failed;
+}
+
+cudaError_t CachedOperation::TellMissing(const Work& work) const {
+  const auto memory = std::make_shared<FoundMemory>(ids_.size);
+  if (!memory->ok()) return cudaErrorMemoryAllocation;
+  return caller_->Tell(FindMissingTo(memory.get()),
+                       [self = *this, memory, work](void* board) {
+                         (void)self.ServeFound(*memory, work, board);
+                       });
+}
+
+cudaError_t CachedOperation::Ask(bool writes, const Work& work) const {
+  return caller_->Ask(
+      BoardWriter(),
+      [self = *this, work](void* board) { (void)self.Serve(work, board); },
+      BoardReader(writes), writes);
+}
+
+}  // namespace oneemb::gpu
