@@ -16,7 +16,9 @@ __global__ void WriteBoardKernel(const __grid_constant__ BoardPlaces from,
     const PlaceState& place = *from.place;
     board->active = place.active;
     board->damaged = place.checksum != 0 || place.outside != 0 ? 1 : 0;
-    board->unstaged = place.unstaged;
+    // As on the CPU, which looks no further where a lookup lacked rows.
+    board->unstaged =
+        place.was_missing != 0 ? place.was_missing : place.unstaged;
   }
   if (from.lookup != nullptr) {
     board->unstaged = from.lookup->unstaged;

@@ -142,7 +142,7 @@ __device__ int32_t PlaceMissing(const PlaceArgs& a, bool saw_layout,
     missing = rejected == 0;
     if (!missing) code = rejected;
     if (missing && WasUnstaged(a, placed, position)) {
-      atomicAdd(&a.state->unstaged, 1U);
+      atomicAdd(&a.state->was_missing, 1U);
       missing = false;
     }
   }

@@ -34,6 +34,7 @@ struct PlaceState {
   uint32_t next_tile;    // of Number
   uint32_t step;         // before this call
   uint32_t unstaged;     // positions of a cached table that have no slot
+  uint32_t was_missing;  // and those that had none when they were looked up
   uint32_t resident;     // kStage: keys whose clocks were touched (tier.h)
   uint64_t rows_before;
   uint64_t num_new;                        // distinct keys that had no slot

@@ -4,6 +4,9 @@ What holds for cached tables anywhere is in test_tiers.py, test_cached.py and
 test_tiers_in_flight.py, which run on a GPU where one is JAX's default device.
 """
 
+import pathlib
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -255,6 +258,18 @@ def test_a_context_of_what_was_not_staged(tmp_path):
     assert stats["rows"] == 3
 
 
+def test_a_context_whose_other_rows_are_gone_too(tmp_path):
+    def program(table):
+        table = oe.stage(table, pack([1]))
+        acts, ctx = oe.lookup(table, pack([1, 2, 2]))
+        for t in range(2):
+            table = oe.stage(table, pack(np.arange(64 * t + 10, 64 * t + 74)))
+        return oe.update(table, ctx, acts), acts
+
+    _, stats = on_both(tmp_path, program)
+    assert stats["unstaged"] == 2 + 2  # in the lookup and the update
+
+
 def test_a_damaged_context(tmp_path):
     ids = pack(range(20))
 
@@ -305,3 +320,55 @@ def test_a_table_moves_between_devices(tmp_path, to, back):
 def test_a_step_copies_no_table(tmp_path):
     ids = jnp.asarray(batches(1, 1, 64, 300)[0])
     assert_no_table_copy(plain_step, make_cached(tmp_path, 5000, 16), ids, ids)
+
+
+FAILING_DEVICE = """
+import ctypes, os, pathlib, sys
+import jax
+from helpers import make_cached
+from test_cuda_tiers import pack, step
+
+PTX = b'''
+.version 7.0
+.target sm_80
+.address_size 64
+.visible .entry fail() { trap; }
+'''
+
+def cuda(name, *arguments):
+    assert getattr(ctypes.CDLL("libcuda.so.1"), name)(*arguments) == 0, name
+
+with jax.default_device(jax.devices("gpu")[0]):
+    table = make_cached(pathlib.Path(sys.argv[1]), 64, 4)
+    table, acts, *_ = step(table, pack(range(32)), pack(range(32, 64)))
+    acts.block_until_ready()
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    module, function = ctypes.c_void_p(), ctypes.c_void_p()
+    cuda("cuDeviceGet", ctypes.byref(device), 0)
+    cuda("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+    cuda("cuCtxSetCurrent", context)
+    cuda("cuModuleLoadData", ctypes.byref(module), PTX)
+    cuda("cuModuleGetFunction", ctypes.byref(function), module, b"fail")
+    cuda("cuLaunchKernel", function, *([1] * 6), 0, None, None, None)
+    try:
+        for _ in range(3):
+            table, acts, *_ = step(table, pack(range(32, 64)), pack(range(32)))
+            acts.block_until_ready()
+        print("went on")
+    except Exception as error:
+        print("raised", type(error).__name__, flush=True)
+    os._exit(0)
+"""
+
+
+def test_a_device_that_fails_ends_the_step(tmp_path):
+    """Nobody waits for a stream that comes nowhere any more."""
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING_DEVICE, str(tmp_path)],
+        cwd=pathlib.Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.stdout.startswith("raised"), done.stdout + done.stderr[-2000:]
