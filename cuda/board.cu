@@ -20,9 +20,9 @@ __global__ void WriteBoardKernel(const __grid_constant__ BoardPlaces from,
     board->unstaged =
         place.was_missing != 0 ? place.was_missing : place.unstaged;
   }
-  if (from.lookup != nullptr) {
-    board->unstaged = from.lookup->unstaged;
-    board->stale = from.lookup->stale;
+  if (from.looked_up != nullptr) {
+    board->unstaged = from.looked_up->unstaged;
+    board->stale = from.looked_up->stale;
   }
 }
 

@@ -39,7 +39,8 @@ struct BoardPlaces {
   const uint32_t* nonce;  // [2]
   PlaceState* place;
   const bool* apply;
-  LookupState* lookup;
+  LookupState* lookup;           // of a lookup that is to find rows
+  const LookupState* looked_up;  // of one that has
   bool* verdict;
 };
 

@@ -185,7 +185,9 @@ ffi::Error LookupCachedHandler(cudaStream_t stream, ffi::RunId run,
       return tier_api->may_read(t);
     });
   };
-  hooks.after_find = [&](LookupState*) {
+  hooks.after_find = [&](const LookupState* state) {
+    operation.places().lookup = nullptr;
+    operation.places().looked_up = state;
     return operation.Ask(
         false, [](GpuTier*, const TieredTable& t, Board* board) {
           tier_api->count_lookup(t, board->stale != 0, board->unstaged);

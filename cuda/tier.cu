@@ -134,7 +134,8 @@ __global__ __launch_bounds__(kBlockThreads) void AdmitFinishKernel(
 }
 
 // A warp a slot: what it had goes out, if that is dirty, and what it gets comes
-// in. Both are under way at once, as the bus has two directions.
+// in, or zeros until there is a row. Both are under way at once, as the bus has
+// two directions.
 template <class Word>
 __device__ void ExchangeRow(const Word* in, int64_t words, Word* row,
                             Word* out) {
@@ -142,7 +143,7 @@ __device__ void ExchangeRow(const Word* in, int64_t words, Word* row,
     Word coming{};
     if (in != nullptr) coming = in[w];
     if (out != nullptr) out[w] = row[w];
-    if (in != nullptr) row[w] = coming;
+    row[w] = coming;
   }
 }
 
