@@ -296,6 +296,23 @@ class Bare {
   RowMover mover_;
 };
 
+// Nobody takes them for rows that do not exist.
+TEST(WhatCouldNotBeReadAheadIsReadAgain) {
+  Bare bare;
+  const std::vector<Key> keys{{1, 0}, {2, 0}};
+  for (const Key key : keys) bare.Write(key, MakeRow(key, 0, kRowBytes));
+  CHECK_OK(bare.mover().Drain());
+  bare.env().Reset();
+  bare.env().FailAtCall(0, Fault::kIoError, true);
+  CHECK_EQ(bare.Prefetch(keys), int64_t{2});
+  TakenRows taken;
+  CHECK(!bare.TakeInto(keys, &taken).ok());
+  for (const uint8_t found : taken.list().found) CHECK_EQ(found, kRowFailed);
+  bare.env().Reset();
+  for (const Key key : keys)
+    CHECK(bare.Take(key) == MakeRow(key, 0, kRowBytes));
+}
+
 TEST(WhatCannotBeWrittenIsStillRead) {
   Bare bare;
   const Key key{7, 0};
