@@ -313,6 +313,24 @@ TEST(WhatCouldNotBeReadAheadIsReadAgain) {
     CHECK(bare.Take(key) == MakeRow(key, 0, kRowBytes));
 }
 
+// A table went from one device to another, whose memory is another's.
+TEST(WhatWasReadAheadElsewhereIsReadAgain) {
+  TestSource elsewhere;
+  Bare bare;
+  const std::vector<Key> keys{{1, 0}, {2, 0}};
+  for (const Key key : keys) bare.Write(key, MakeRow(key, 0, kRowBytes));
+  CHECK_OK(bare.mover().Drain());
+  bare.PrefetchInto(keys, &elsewhere);
+  TakenRows taken;
+  CHECK_OK(bare.TakeInto(keys, &taken));
+  for (size_t i = 0; i < keys.size(); ++i) {
+    const char* const row = taken.list().rows[i];
+    CHECK(!elsewhere.Has(row));
+    const std::vector<char> wanted = MakeRow(keys[i], 0, kRowBytes);
+    CHECK(std::equal(wanted.begin(), wanted.end(), row));
+  }
+}
+
 TEST(WhatCannotBeWrittenIsStillRead) {
   Bare bare;
   const Key key{7, 0};
