@@ -161,6 +161,23 @@ def test_tables_padding_and_bad_table_ids(tmp_path, shared):
     assert stats["bad_table_ids"] > 0
 
 
+@pytest.mark.parametrize("new", [1, 5, 16, 23, 33, 50])
+def test_rows_that_are_unused_for_long(tmp_path, new):
+    """Victims of three ages, of which two are beyond 255 batches."""
+
+    def program(table):
+        stage = jax.jit(oe.stage, donate_argnums=0)
+        for first, times in [(0, 1), (16, 300), (32, 270), (48, 1)]:
+            ids = pack(np.arange(first, first + 16))
+            table, *_ = step(table, ids)
+            for _ in range(times):
+                table = stage(table, ids)
+        table, acts, *_ = step(table, pack(np.arange(100, 100 + new)))
+        return table, acts
+
+    on_both(tmp_path, program)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_narrow_floats(tmp_path, dtype):
     on_both(tmp_path, trained(batches(4, 10, 64, 200), dtype=dtype), 80, 16)
