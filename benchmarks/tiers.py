@@ -6,9 +6,10 @@
 Zipf ids, and a cache of a tenth of the rows. For each store with and without
 prefetch: the step's time, what the cache had, and the time that the disk alone
 would take for the rows that it lacked, by fio's rates in the same folder, where fio
-is installed. Below them, for scale, what others published of theirs (docs/tiers.md).
-`tier_hits.py` measures a cache that lacks nothing, `larger_than_memory.py` a table
-that memory cannot hold.
+is installed. "beside" is what both take at once: the step in device memory while fio
+reads, which share the processors as a step on SSD and its reads do. Below them, for
+scale, what others published of theirs (docs/tiers.md). `tier_hits.py` measures a
+cache that lacks nothing, `larger_than_memory.py` a table that memory cannot hold.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import shutil
 import statistics
 import subprocess
 import tempfile
+import threading
 import time
 from typing import Any
 
@@ -47,6 +49,8 @@ PUBLISHED = {
     "FBGEMM TBE, 10 % of the rows in device memory": 24.07 / 1.352,
     "HierarchicalKV, half of the rows in device memory": 1.982 / 0.124,
 }
+#: What a store on SSD asks of the disk, for fio.
+RANDOM_READS = ("--rw=randread", "--bs=4k", "--iodepth=128")
 #: Bytes of the store for each row besides the row (docs/formats/segment.md).
 ROW_HEADER = 24
 
@@ -180,7 +184,7 @@ def disk_rates(folder: str | None) -> list[dict[str, float]]:
     if folder is None or shutil.which("fio") is None:
         return []
     write = fio(folder, "--rw=write", "--bs=1m", "--iodepth=8")
-    read = fio(folder, "--rw=randread", "--bs=4k", "--iodepth=128")
+    read = fio(folder, *RANDOM_READS)
     return [{"iops": read["read"]["iops"], "write": write["write"]["bw_bytes"]}]
 
 
@@ -200,6 +204,27 @@ def add_bound(
         result["ratio"] = result["ms"] / max(memory_ms, statistics.mean(times))
 
 
+def measure_beside(
+    options: argparse.Namespace, folder: str, table: oe.Table
+) -> dict[str, float]:
+    """Steps in device memory while fio reads at random, and its reads a second."""
+    step = make_step(options.dim)
+    weights = make_weights(options.dim, options.hidden)
+    batches = draw_batches(options, seed=2)
+    read: dict[str, Any] = {}
+    job = threading.Thread(target=lambda: read.update(fio(folder, *RANDOM_READS)))
+    times = []
+    job.start()
+    while job.is_alive():
+        start = time.perf_counter()
+        ids = batches[len(times) % len(batches)]
+        table, weights, loss = step(table, weights, ids, ids, False)
+        loss.block_until_ready()
+        times.append(time.perf_counter() - start)
+    job.join()
+    return {"ms": 1e3 * statistics.median(times), "iops": read["read"]["iops"]}
+
+
 def measure_store(
     options: argparse.Namespace, kind: str, memory_ms: float
 ) -> list[dict[str, Any]]:
@@ -217,6 +242,8 @@ def measure_store(
                 table, result = measure(options, table, batches, ahead)
                 before, disk = disk, rates()
                 add_bound(result, before + disk, memory_ms, emb.spec)
+                if kind == "device_mem" and shutil.which("fio") is not None:
+                    result["beside"] = measure_beside(options, folder, table)
                 results.append(result)
                 print(kind, json.dumps(result), flush=True)
     return results
