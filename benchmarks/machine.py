@@ -76,8 +76,40 @@ def keep_freed_memory() -> None:
     oneemb_jax.keep_freed_memory()
 
 
+def old_build(package: pathlib.Path, checkout: pathlib.Path) -> str:
+    """Says so if a package was built before its sources changed; else nothing.
+
+    What is installed beside a checkout is easily taken for it: then a change is
+    measured that is not there.
+    """
+    built = min(file.stat().st_mtime for file in package.glob("_native*.so"))
+    sources = [*(checkout / "xla_ffi").glob("**/*.[ch]*")]
+    if package != checkout / "oneemb_jax":
+        sources += (checkout / "oneemb_jax").glob("*.py")
+    for source in sources:
+        if source.stat().st_mtime > built:
+            return (
+                f"{package} was built before {source} changed. Install it again, or"
+                f" build it in place and set PYTHONPATH={checkout}."
+            )
+    return ""
+
+
+def _check_build() -> None:
+    import oneemb_jax
+
+    package = pathlib.Path(oneemb_jax.__file__).resolve().parent
+    checkout = pathlib.Path(__file__).resolve().parents[1]
+    if complaint := old_build(package, checkout):
+        sys.exit(complaint)
+
+
 def card() -> dict[str, str]:
-    """What a reader needs to know to compare numbers."""
+    """What a reader needs to know to compare numbers.
+
+    Ends the program where it would measure an older build than this checkout's.
+    """
+    _check_build()
     cpu = _read("/proc/cpuinfo")
     memory = _field(_read("/proc/meminfo"), "MemTotal").split()
     cache = "/sys/devices/system/cpu/cpu0/cache/index3/size"

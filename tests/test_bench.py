@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -107,3 +108,21 @@ def test_a_wrong_system_is_found(monkeypatch, wrong, found):
             pass
 
     assert (correctness.check("fake", Fake, 16, "sgd") is not None) is found
+
+
+@pytest.mark.parametrize("changed", ["xla_ffi/core/hash.h", "oneemb_jax/table.py"])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_an_older_build_is_not_measured(tmp_path, monkeypatch, changed, in_place):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    machine = importlib.import_module("machine")
+    package = tmp_path / ("oneemb_jax" if in_place else "site-packages/oneemb_jax")
+    library = package / "_native.cpython-311-x86_64-linux-gnu.so"
+    source = tmp_path / changed
+    for file in (source, library):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    os.utime(source, (1000, 1000))
+    assert machine.old_build(package, tmp_path) == ""
+    os.utime(library, (500, 500))
+    read_as_it_is = in_place and changed.endswith(".py")
+    assert (machine.old_build(package, tmp_path) == "") == read_as_it_is
