@@ -92,13 +92,14 @@ bool GpuTier::BeginVictims(uint32_t now, int64_t count, Victims which) {
   if (counts == nullptr) return false;
   *counts = {};
   victim_counts_ = counts;
-  dirty_victims_ = SourceVector<Key>(SourceAllocator<Key>(memory()));
+  SourceVector<Key>& dirty =
+      dirty_victims_.emplace_back(SourceAllocator<Key>(memory()));
   if (count <= 0 || used() == 0) {
     return Ok(CollectNothing(stream_, space_.collect));
   }
-  dirty_victims_.resize(static_cast<size_t>(count));
+  dirty.resize(static_cast<size_t>(count));
   return Ok(CollectVictims(stream_, view_, used(), now, count, which,
-                           space_.collect, counts, dirty_victims_.data()));
+                           space_.collect, counts, dirty.data()));
 }
 
 bool GpuTier::ExpectVictims(uint32_t now, int64_t count) {
@@ -113,7 +114,7 @@ bool GpuTier::ChooseVictims(uint32_t now, int64_t count, Victims which,
   const bool begun = which == Victims::kAny && count == expected_;
   if (!begun && !BeginVictims(now, count, which)) return false;
   expected_ = -1;
-  if (which == Victims::kAny) victims->dirty = std::move(dirty_victims_);
+  if (which == Victims::kAny) victims->dirty = std::move(dirty_victims_.back());
   return true;
 }
 
@@ -172,7 +173,9 @@ bool GpuTier::Admit(const Exchange& e, uint32_t now, VictimList* victims) {
                               e.keys.size,
                               space_.admissions,
                               now};
-  if (!Ok(ExchangeSlots(stream_, view_, exchange)) || !Wait()) return false;
+  // Nobody may let go of the rows before the stream is done with them.
+  const bool begun = Ok(ExchangeSlots(stream_, view_, exchange));
+  if (!Wait() || !begun) return false;
   victims->count = victim_counts_->all;
   victims->reserved = victim_counts_->reserved;
   victims->dirty.resize(victim_counts_->dirty);

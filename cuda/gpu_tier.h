@@ -43,8 +43,8 @@ class GpuTier final : public DeviceTier {
         ids_(ids),
         space_(space) {}
 
-  // Copies on their way are from or to memory of its own. Who has asked for
-  // none may not call CUDA either.
+  // What is on its way is from or to memory of its own. Who has asked for none
+  // may not call CUDA either.
   ~GpuTier() override {
     if (!pinned_.empty()) Wait();
   }
@@ -123,7 +123,9 @@ class GpuTier final : public DeviceTier {
   // Of the victims that are looked for.
   int64_t expected_ = 0;
   const SlotCounts* victim_counts_ = nullptr;
-  SourceVector<Key> dirty_victims_;
+  // The last is theirs. Kernels may still write to those before, of which
+  // nobody wants to know any more.
+  std::vector<SourceVector<Key>> dirty_victims_;
 };
 
 }  // namespace oneemb::gpu

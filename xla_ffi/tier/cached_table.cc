@@ -1,6 +1,7 @@
 #include "tier/cached_table.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "core/counters.h"
@@ -155,11 +156,28 @@ class Staging {
     if (!tier_->Admit(exchange, now(), &victims)) return false;
     written_ = recomputed_ ? 0 : static_cast<int64_t>(victims.dirty.size());
     if (written_ > 0) {
+      FitDirtyRows();
       store_->mover().Write(std::move(victims.dirty), std::move(dirty_rows_));
     }
     admitted_ = victims.count + num_unused;
     tier_->counters()[kSlotsUsed] += static_cast<uint64_t>(num_unused);
     return true;
+  }
+
+  // Rows that wait to be written do not take much more memory than they need,
+  // where there was room for many more than turned out to be dirty.
+  void FitDirtyRows() {
+    SourceVector<Key>& keys = work_.victims.dirty;
+    const int64_t bytes =
+        static_cast<int64_t>(keys.size()) * tier_->row_bytes();
+    AlignedBuffer fitting;
+    if (2 * bytes > dirty_rows_.size() ||
+        !fitting.Resize(bytes, tier_->memory()).ok()) {
+      return;
+    }
+    std::memcpy(fitting.data(), dirty_rows_.data(), static_cast<size_t>(bytes));
+    dirty_rows_ = std::move(fitting);
+    keys.shrink_to_fit();
   }
 
   // How many of the admitted keys have no row.
