@@ -18,7 +18,13 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ["test_cuda.py", "test_cuda_tiers.py", "test_cached.py", "test_tiers.py"]
+TESTS = [
+    "test_cuda.py",
+    "test_cuda_tiers.py",
+    "test_cuda_failure.py",
+    "test_cached.py",
+    "test_tiers.py",
+]
 TESTS += ["test_tiers_in_flight.py", "test_tiers_snapshot.py"]
 
 
