@@ -390,6 +390,35 @@ def test_a_damaged_row_is_never_read(tmp_path):
     cache.close_cached(table.spec.name)
 
 
+def test_lost_rows_need_no_victims(tmp_path):
+    """More were expected, whose rows must not go for nothing."""
+
+    def embedding(options):
+        return oe.MultiTableEmbedding(
+            *("lost", 4, "float32", "int64"),
+            optimizer=oe.sgd(0.1),
+            store_options=options,
+        )
+
+    with embedding(oe.make_device_mem_store_options(capacity=1)) as plain:
+        budget = cache.budget_for(plain.spec, 8)
+    with embedding(oe.make_cached_ssd_store_options(budget, tmp_path)) as emb:
+        emb.save_snapshot(train(emb.init(), [0, 1, 2, 3], GRADS), "rows")
+        table = emb.load_snapshot("rows")
+        table = train(table, [10, 11, 12, 13], GRADS)
+        table = train(table, [14, 15, 14, 15], GRADS)
+        rows = all_rows(table)
+        for path in Path(tmp_path).rglob("*"):
+            if path.is_file() and path.name != "LOCK":
+                for i in (2, 3):
+                    damage(path, np.float32(rows[i]).tobytes())
+        table = oe.stage(table, [0, 1, 2, 3])  # there is room for two of them
+        with pytest.raises(StoreError, match="of table 0"):
+            oe.check(table)
+        for i in (0, 1, *range(10, 16)):
+            assert row_of(table, i) == rows[i]
+
+
 def damage(path, pattern):
     """Changes a byte where the pattern is in a file."""
     data = path.read_bytes()

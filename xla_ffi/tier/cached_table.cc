@@ -117,8 +117,8 @@ class Staging {
   // Chooses what has to go until the keys to admit have slots; fewer where
   // dirty rows cannot be written down.
   bool MakeRoom() {
-    const int64_t lacking = wanted() - unused();
-    if (lacking <= 0) return true;
+    // None too: more were expected if some rows turned out to be lost.
+    const int64_t lacking = std::max<int64_t>(0, wanted() - unused());
     VictimList* const victims = &work_.victims;
     // An older table has other clocks than those that the queue is for, and its
     // rows were written down already.
