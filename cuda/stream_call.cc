@@ -62,8 +62,11 @@ cudaError_t StreamCaller::Meet(const BoardStep& before,
                                const CallFunction& function,
                                const BoardStep& after) {
   const std::lock_guard<std::mutex> lock(calls_);
-  ONEEMB_RETURN_IF_CUDA_ERROR(before(meeting_));
-  ONEEMB_RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(stream_));
+  const cudaError_t begun = before(meeting_);
+  // Though it has failed: its kernels write to memory that the caller lets go.
+  const cudaError_t came = cudaStreamSynchronize(stream_);
+  ONEEMB_RETURN_IF_CUDA_ERROR(begun);
+  ONEEMB_RETURN_IF_CUDA_ERROR(came);
   tells_.AwaitCalls(tells_.last_ticket());
   function(meeting_);
   return after(meeting_);

@@ -114,8 +114,8 @@ bool CpuTier::ReadRows(const std::vector<int32_t>& slots, char* rows) {
   return true;
 }
 
-bool CpuTier::Admit(const Exchange& e, uint32_t now, VictimList* all_victims) {
-  const VictimList& victims = *all_victims;
+bool CpuTier::Admit(const Exchange& e, uint32_t now, VictimList* list) {
+  const VictimList& victims = *list;
   const int64_t count = std::min(e.keys.size, victims.count + e.num_unused);
   if (e.dirty_rows != nullptr) {
     (void)ReadRows(victims.dirty_slots, e.dirty_rows);
