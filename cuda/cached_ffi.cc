@@ -188,8 +188,8 @@ ffi::Error LookupCachedHandler(cudaStream_t stream, ffi::RunId run,
   hooks.after_find = [&](const LookupState* state) {
     operation.places().lookup = nullptr;
     operation.places().looked_up = state;
-    return operation.Ask(
-        false, [](GpuTier*, const TieredTable& t, Board* board) {
+    return operation.AskToCount(
+        state, [](GpuTier*, const TieredTable& t, Board* board) {
           tier_api->count_lookup(t, board->stale != 0, board->unstaged);
           return true;
         });

@@ -13,17 +13,22 @@ Board* Cast(void* board) { return static_cast<Board*>(board); }
 }  // namespace
 
 struct CachedOperation::FoundMemory {
+  // For the keys themselves too, up to `count`; 0: they stay where they are.
   explicit FoundMemory(int64_t count)
-      : state(TakeBuffer(PinnedBuffers(), int64_t{sizeof(PlaceState)})),
-        keys(TakeBuffer(PinnedBuffers(), count * int64_t{sizeof(Key)})) {}
-  bool ok() const { return state != nullptr && keys != nullptr; }
+      : state(TakeBuffer(PinnedBuffers(), int64_t{sizeof(PlaceState)})) {
+    if (count > 0) {
+      keys = TakeBuffer(PinnedBuffers(), count * int64_t{sizeof(Key)});
+    }
+    ok = state != nullptr && (keys != nullptr || count == 0);
+  }
   GpuTier::Found found() const {
     return {place, reinterpret_cast<PlaceState*>(state.get()),
             reinterpret_cast<Key*>(keys.get())};
   }
 
   const SourceBuffer state;
-  const SourceBuffer keys;
+  SourceBuffer keys;
+  bool ok;
   PlaceArgs place{};
 };
 
@@ -41,6 +46,7 @@ cudaError_t CachedOperation::Begin(cudaStream_t stream,
   places_.counters = view_.counters;
   places_.generation = cached.generation;
   places_.nonce = cached.nonce;
+  ONEEMB_RETURN_IF_CUDA_ERROR(RowCarrier::Of(&carrier_));
   return StreamCaller::Of(stream, &caller_);
 }
 
@@ -60,6 +66,7 @@ BoardStep CachedOperation::FindMissingTo(FoundMemory* memory) const {
     ONEEMB_RETURN_IF_CUDA_ERROR(BoardWriter()(board));
     ONEEMB_RETURN_IF_CUDA_ERROR(
         FindMissing(stream_, view_, rules_, ids_, space_.find, &memory->place));
+    ONEEMB_RETURN_IF_CUDA_ERROR(ClearCollectSpace(stream_, space_.collect));
     const GpuTier::Found found = memory->found();
     return CopyFound(stream_, found.place, found.state, found.keys);
   };
@@ -67,12 +74,15 @@ BoardStep CachedOperation::FindMissingTo(FoundMemory* memory) const {
 
 cudaError_t CachedOperation::Serve(const Work& work, void* memory) const {
   Board* const board = Cast(memory);
-  GpuTier tier(stream_, view_, rules_, ids_, space_, board->counters,
+  GpuTier tier(stream_, carrier_, view_, rules_, ids_, space_, board->counters,
                &board->generation);
   const TieredTable table{&tier, store_, board->nonce, run_};
   board->verdict = 0;
   try {
     board->verdict = work(&tier, table, board) ? 1 : 0;
+    if (auto kept = tier.TakeKept(); kept != nullptr) {
+      caller_->Keep(std::move(kept));
+    }
   } catch (const std::bad_alloc&) {
     return cudaErrorMemoryAllocation;
   }
@@ -98,8 +108,8 @@ cudaError_t CachedOperation::Meet(bool writes, const Work& work) const {
 }
 
 cudaError_t CachedOperation::MeetMissing(const Work& work) const {
-  FoundMemory memory(ids_.size);
-  if (!memory.ok()) return cudaErrorMemoryAllocation;
+  FoundMemory memory(0);
+  if (!memory.ok) return cudaErrorMemoryAllocation;
   cudaError_t failed = cudaSuccess;
   ONEEMB_RETURN_IF_CUDA_ERROR(caller_->Meet(
       FindMissingTo(&memory),
@@ -110,7 +120,7 @@ cudaError_t CachedOperation::MeetMissing(const Work& work) const {
 
 cudaError_t CachedOperation::TellMissing(const Work& work) const {
   const auto memory = std::make_shared<FoundMemory>(ids_.size);
-  if (!memory->ok()) return cudaErrorMemoryAllocation;
+  if (!memory->ok) return cudaErrorMemoryAllocation;
   return caller_->Tell(FindMissingTo(memory.get()),
                        [self = *this, memory, work](void* board) {
                          (void)self.ServeFound(*memory, work, board);
@@ -122,6 +132,16 @@ cudaError_t CachedOperation::Ask(bool writes, const Work& work) const {
       BoardWriter(),
       [self = *this, work](void* board) { (void)self.Serve(work, board); },
       BoardReader(writes), writes);
+}
+
+cudaError_t CachedOperation::AskToCount(const LookupState* found,
+                                        const Work& work) const {
+  static_assert(sizeof(LookupState) == 2 * sizeof(uint32_t),
+                "both words are looked at");
+  return caller_->AskUnlessZero(
+      BoardWriter(),
+      [self = *this, work](void* board) { (void)self.Serve(work, board); },
+      &found->stale, 2);
 }
 
 }  // namespace oneemb::gpu

@@ -9,6 +9,7 @@
 
 #include "cuda/board.h"
 #include "cuda/gpu_tier.h"
+#include "cuda/row_carrier.h"
 #include "cuda/stream_call.h"
 #include "ffi/decode_cached_ffi.h"
 
@@ -43,6 +44,9 @@ class CachedOperation {
   // waits for it, and nobody for the stream. Work that `writes` comes after all
   // that was told before: a prefetch belongs to the table that it was given.
   cudaError_t Ask(bool writes, const Work& work) const;
+  // For work that counts what a lookup found: the stream waits if that is
+  // something.
+  cudaError_t AskToCount(const LookupState* found, const Work& work) const;
 
  private:
   // Keys that the tier lacks, as they come to memory of the host.
@@ -57,6 +61,7 @@ class CachedOperation {
 
   cudaStream_t stream_ = nullptr;
   StreamCaller* caller_ = nullptr;
+  RowCarrier* carrier_ = nullptr;
   std::shared_ptr<TableStore> store_;
   int64_t run_ = 0;
   TableView view_{};

@@ -1,6 +1,5 @@
 #include "cuda/call_line.h"
 
-#include <cuda.h>
 #include <sys/prctl.h>
 
 #include <atomic>
@@ -10,6 +9,8 @@
 #include <thread>
 #include <utility>
 
+#include "cuda/driver.h"
+#include "cuda/hold.h"
 #include "cuda/launch.h"
 
 namespace oneemb::gpu {
@@ -22,24 +23,15 @@ constexpr std::chrono::microseconds kNap{20};
 using StreamValue32 = CUresult (*)(CUstream, CUdeviceptr, cuuint32_t,
                                    unsigned int);
 
-// The driver's functions; this library is not linked with it.
 struct Driver {
   StreamValue32 write = nullptr;
   StreamValue32 wait = nullptr;
 };
 
-cudaError_t Find(const char* name, StreamValue32* function) {
-  void* found = nullptr;
-  cudaDriverEntryPointQueryResult result{};
-  ONEEMB_RETURN_IF_CUDA_ERROR(cudaGetDriverEntryPointByVersion(
-      name, &found, 12000, cudaEnableDefault, &result));
-  *function = reinterpret_cast<StreamValue32>(found);
-  return found == nullptr ? cudaErrorNotSupported : cudaSuccess;
-}
-
 cudaError_t GetDriver(Driver* driver) {
-  ONEEMB_RETURN_IF_CUDA_ERROR(Find("cuStreamWriteValue32", &driver->write));
-  return Find("cuStreamWaitValue32", &driver->wait);
+  ONEEMB_RETURN_IF_CUDA_ERROR(
+      FindInDriver("cuStreamWriteValue32", &driver->write));
+  return FindInDriver("cuStreamWaitValue32", &driver->wait);
 }
 
 CUdeviceptr DeviceAddress(volatile uint32_t* word) {
@@ -159,6 +151,10 @@ cudaError_t CallLine::HoldStream() {
       driver.wait(static_cast<CUstream>(stream_), DeviceAddress(done_),
                   last_ticket_, CU_STREAM_WAIT_VALUE_GEQ);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorNotSupported;
+}
+
+cudaError_t CallLine::HoldStreamUnlessZero(const uint32_t* words, int count) {
+  return gpu::HoldStreamUnlessZero(stream_, words, count, done_, last_ticket_);
 }
 
 void CallLine::AwaitCalls(uint32_t ticket) const { Await(done_, ticket); }

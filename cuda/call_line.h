@@ -34,6 +34,8 @@ class CallLine {
                    void** board);
   // The stream waits until all calls are done.
   cudaError_t HoldStream();
+  // The same unless all of some words on the device are 0 by then.
+  cudaError_t HoldStreamUnlessZero(const uint32_t* words, int count);
   // A thread waits until the calls up to a ticket are done.
   void AwaitCalls(uint32_t ticket) const;
   uint32_t last_ticket() const { return last_ticket_; }

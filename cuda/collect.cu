@@ -30,22 +30,10 @@ __global__ __launch_bounds__(kBlockThreads) void CountAgesKernel(
   atomicAdd(bins + age, static_cast<uint32_t>(__popc(same)));
 }
 
-// Which of the slots that are older than what is in use go.
-struct VictimPlan {
-  uint32_t age;   // all that are older
-  uint32_t rest;  // and so many of that age, in order of slots
-};
-
 // Two counts: of a thread, or of all before it.
 struct Pair {
   uint32_t first;
   uint32_t second;
-};
-
-// Sums of pairs over tiles, while other blocks find theirs. Begins as zeros.
-struct PairScan {
-  uint32_t* next_tile;
-  uint64_t* tiles[2];
 };
 
 struct PairScanShared {
@@ -230,30 +218,6 @@ __global__ __launch_bounds__(kBlockThreads) void RankDirtyKernel(
   }
 }
 
-// What CollectSpace::zeros is cut into.
-struct CollectZeros {
-  VictimPlan* plan;
-  PairScan collect;
-  PairScan rank;
-};
-
-CollectZeros TakeCollectZeros(int64_t capacity, int64_t most,
-                              Workspace* workspace) {
-  CollectZeros zeros{};
-  zeros.plan = workspace->Take<VictimPlan>(1);
-  zeros.collect = TakePairScan(CeilDiv(capacity, kCollectTile), workspace);
-  zeros.rank = TakePairScan(CeilDiv(most, kBlockThreads), workspace);
-  return zeros;
-}
-
-cudaError_t ClearZeros(cudaStream_t stream, int64_t slots, int64_t most,
-                       const CollectSpace& space, CollectZeros* zeros) {
-  Workspace workspace(space.zeros);
-  *zeros = TakeCollectZeros(slots, most, &workspace);
-  return cudaMemsetAsync(space.zeros, 0, static_cast<size_t>(workspace.used()),
-                         stream);
-}
-
 cudaError_t Collect(cudaStream_t stream, const CollectArgs& args) {
   CollectKernel<<<NumBlocks(args.end - args.first, kCollectTile), kBlockThreads,
                   0, stream>>>(args);
@@ -264,36 +228,39 @@ cudaError_t Collect(cudaStream_t stream, const CollectArgs& args) {
 
 CollectSpace TakeCollectSpace(int64_t capacity, int64_t most,
                               Workspace* workspace) {
-  Workspace zeros;
-  TakeCollectZeros(capacity, most, &zeros);
   CollectSpace space{};
-  space.zeros = workspace->Take<char>(zeros.used());
+  const int64_t before = workspace->used();
   space.bins = workspace->Take<uint32_t>(kOldestAge + 1);
+  space.plan = workspace->Take<VictimPlan>(1);
+  space.collect = TakePairScan(CeilDiv(capacity, kCollectTile), workspace);
+  space.rank = TakePairScan(CeilDiv(most, kBlockThreads), workspace);
+  space.zero_bytes = workspace->used() - before;
   space.counts = workspace->Take<SlotCounts>(1);
   space.slots = workspace->Take<SlotDescription>(most);
   space.dirty_ranks = workspace->Take<int32_t>(most);
   return space;
 }
 
+cudaError_t ClearCollectSpace(cudaStream_t stream, const CollectSpace& space) {
+  return cudaMemsetAsync(space.bins, 0, static_cast<size_t>(space.zero_bytes),
+                         stream);
+}
+
 cudaError_t CollectVictims(cudaStream_t stream, const TableView& table,
                            int64_t used, uint32_t now, int64_t count,
                            Victims which, const CollectSpace& space,
                            SlotCounts* counts, Key* dirty) {
-  CollectZeros zeros{};
-  ONEEMB_RETURN_IF_CUDA_ERROR(ClearZeros(stream, used, count, space, &zeros));
-  ONEEMB_RETURN_IF_CUDA_ERROR(cudaMemsetAsync(
-      space.bins, 0, (kOldestAge + 1) * sizeof(uint32_t), stream));
   CountAgesKernel<<<NumBlocks(used, kBlockThreads), kBlockThreads, 0, stream>>>(
       table, used, now, which, space.bins);
   ONEEMB_RETURN_IF_CUDA_ERROR(cudaGetLastError());
   PlanVictimsKernel<<<1, kBlockThreads, 0, stream>>>(
-      space.bins, static_cast<uint32_t>(count), zeros.plan);
+      space.bins, static_cast<uint32_t>(count), space.plan);
   ONEEMB_RETURN_IF_CUDA_ERROR(cudaGetLastError());
   ONEEMB_RETURN_IF_CUDA_ERROR(Collect(
       stream,
-      {table, 0, used, count, zeros.plan, now, which, zeros.collect, space}));
+      {table, 0, used, count, space.plan, now, which, space.collect, space}));
   RankDirtyKernel<<<NumBlocks(count, kBlockThreads), kBlockThreads, 0,
-                    stream>>>(space, zeros.rank, counts, dirty);
+                    stream>>>(space, space.rank, counts, dirty);
   return cudaGetLastError();
 }
 
@@ -304,11 +271,8 @@ cudaError_t CollectNothing(cudaStream_t stream, const CollectSpace& space) {
 cudaError_t CollectDirty(cudaStream_t stream, const TableView& table,
                          int64_t first, int64_t end, int64_t most,
                          const CollectSpace& space) {
-  CollectZeros zeros{};
-  ONEEMB_RETURN_IF_CUDA_ERROR(
-      ClearZeros(stream, end - first, most, space, &zeros));
   return Collect(stream, {table, first, end, most, nullptr, 0, Victims::kAny,
-                          zeros.collect, space});
+                          space.collect, space});
 }
 
 }  // namespace oneemb::gpu

@@ -28,10 +28,27 @@ struct SlotCounts {
   uint32_t reserved;
 };
 
+// Which of the slots that are older than what is in use go.
+struct VictimPlan {
+  uint32_t age;   // all that are older
+  uint32_t rest;  // and so many of that age, in order of slots
+};
+
+// Sums of pairs over tiles, while other blocks find theirs.
+struct PairScan {
+  uint32_t* next_tile;
+  uint64_t* tiles[2];
+};
+
 // Room to collect slots in, on the device.
 struct CollectSpace {
-  char* zeros;     // what begins as zeros
+  // Zeros, each time: `zero_bytes` from `bins` on.
   uint32_t* bins;  // [kOldestAge + 1]: slots by age
+  VictimPlan* plan;
+  PairScan collect;
+  PairScan rank;
+  int64_t zero_bytes;
+  // Anything.
   SlotCounts* counts;
   SlotDescription* slots;
   int32_t* dirty_ranks;  // of those: the number among dirty ones, or -1
@@ -39,6 +56,9 @@ struct CollectSpace {
 // For `most` slots of a tier of so many.
 CollectSpace TakeCollectSpace(int64_t capacity, int64_t most,
                               Workspace* workspace);
+
+// Before anything is collected, and before it is again.
+cudaError_t ClearCollectSpace(cudaStream_t stream, const CollectSpace& space);
 
 // Collects `count` of the slots below `used`, or as many as may be evicted: the
 // longest unused ones (oneemb::ChooseVictims). To memory of the host go their

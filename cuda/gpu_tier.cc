@@ -1,9 +1,12 @@
 #include "cuda/gpu_tier.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "core/counters.h"
+#include "store/aligned_buffer.h"
+#include "store/arrival.h"
 
 namespace oneemb::gpu {
 namespace {
@@ -51,9 +54,10 @@ int64_t GpuTier::used() const {
 }
 
 void* GpuTier::TakePinned(int64_t bytes) {
-  pinned_.push_back(TakeBuffer(PinnedBuffers(), bytes));
-  if (pinned_.back() == nullptr) Ok(cudaErrorMemoryAllocation);
-  return pinned_.back().get();
+  std::vector<SourceBuffer>& pinned = kept()->pinned;
+  pinned.push_back(TakeBuffer(carrier_, bytes));
+  if (pinned.back() == nullptr) Ok(cudaErrorMemoryAllocation);
+  return pinned.back().get();
 }
 
 bool GpuTier::CopyBytes(const void* from, int64_t bytes, void* to) {
@@ -67,24 +71,38 @@ bool GpuTier::Digest(uint64_t* digest) {
 }
 
 bool GpuTier::FindMissing(MissingKeys* missing) {
+  const PlaceState& state = *found_.state;
   missing->keys = found_.keys;
-  missing->count = static_cast<int64_t>(found_.state->num_new);
+  missing->count = static_cast<int64_t>(state.num_new);
+  missing->fingerprint = {{state.fingerprint[0], state.fingerprint[1]}};
   return true;
+}
+
+bool GpuTier::ReadMissing(MissingKeys* missing) {
+  if (missing->keys != nullptr || missing->count == 0) return true;
+  missing->keys = Pinned<Key>(missing->count);
+  return missing->keys != nullptr &&
+         Ok(CopyFound(stream_, found_.place, nullptr, missing->keys)) && Wait();
 }
 
 bool GpuTier::FindMissingAndTouch(uint32_t now, MissingKeys* missing,
                                   uint64_t* digest) {
   auto* const resident = Pinned<uint32_t>(1);
   resident_ = resident;
-  return resident != nullptr && Ok(TouchFound(stream_, found_.place, now)) &&
-         Copy(&found_.place.state->resident, 1, resident) &&
-         FindMissing(missing) && Digest(digest);
+  return resident != nullptr &&
+         Ok(TouchFound(stream_, found_.place, now, resident)) &&
+         Ok(counted_.Record(stream_)) && FindMissing(missing) && Digest(digest);
 }
 
 bool GpuTier::CountTouched(int64_t* resident) {
-  if (!Wait()) return false;
+  if (!Ok(counted_.Await())) return false;
   *resident = *resident_;
   return true;
+}
+
+bool GpuTier::ClearSpace() {
+  return std::exchange(clear_, false) ||
+         Ok(ClearCollectSpace(stream_, space_.collect));
 }
 
 bool GpuTier::BeginVictims(uint32_t now, int64_t count, Victims which) {
@@ -93,13 +111,15 @@ bool GpuTier::BeginVictims(uint32_t now, int64_t count, Victims which) {
   *counts = {};
   victim_counts_ = counts;
   SourceVector<Key>& dirty =
-      dirty_victims_.emplace_back(SourceAllocator<Key>(memory()));
+      kept()->dirty_victims.emplace_back(SourceAllocator<Key>(memory()));
   if (count <= 0 || used() == 0) {
     return Ok(CollectNothing(stream_, space_.collect));
   }
   dirty.resize(static_cast<size_t>(count));
-  return Ok(CollectVictims(stream_, view_, used(), now, count, which,
-                           space_.collect, counts, dirty.data()));
+  return ClearSpace() &&
+         Ok(CollectVictims(stream_, view_, used(), now, count, which,
+                           space_.collect, counts, dirty.data())) &&
+         Ok(counted_.Record(stream_));
 }
 
 bool GpuTier::ExpectVictims(uint32_t now, int64_t count) {
@@ -114,7 +134,8 @@ bool GpuTier::ChooseVictims(uint32_t now, int64_t count, Victims which,
   const bool begun = which == Victims::kAny && count == expected_;
   if (!begun && !BeginVictims(now, count, which)) return false;
   expected_ = -1;
-  if (which == Victims::kAny) victims->dirty = std::move(dirty_victims_.back());
+  if (which == Victims::kAny)
+    victims->dirty = std::move(kept()->dirty_victims.back());
   return true;
 }
 
@@ -132,7 +153,8 @@ bool GpuTier::FindDirty(int64_t* cursor, int64_t most,
   const CollectSpace& space = space_.collect;
   while (dirty->empty() && *cursor < used()) {
     const int64_t end = std::min(*cursor + kSlots, used());
-    if (!Ok(CollectDirty(stream_, view_, *cursor, end, most, space))) {
+    if (!ClearSpace() ||
+        !Ok(CollectDirty(stream_, view_, *cursor, end, most, space))) {
       return false;
     }
     const SlotCounts* const found = ToHost(space.counts, 1);
@@ -161,25 +183,66 @@ bool GpuTier::ReadRows(const std::vector<int32_t>& slots, char* rows) {
          Wait();
 }
 
+// Rows that wait to be written do not take much more memory than they need,
+// where there was room for many more than turned out to be dirty.
+bool GpuTier::HandOver(SourceBuffer near, AlignedBuffer* dirty_rows,
+                       VictimList* victims) {
+  const auto bytes = static_cast<int64_t>(victims->dirty.size()) * row_bytes();
+  if (bytes == 0) return true;
+  const char* const from = near != nullptr ? near.get() : dirty_rows->data();
+  AlignedBuffer kept;
+  if (2 * bytes <= dirty_rows->size()) {
+    AlignedBuffer fitting;
+    if (fitting.Resize(bytes, memory()).ok()) {
+      victims->dirty.shrink_to_fit();
+      kept = std::exchange(*dirty_rows, std::move(fitting));
+    }
+  }
+  if (near == nullptr) {
+    if (kept.size() > 0) {
+      std::memcpy(dirty_rows->data(), from, static_cast<size_t>(bytes));
+    }
+    return true;
+  }
+  return Ok(carrier_->CopyBack(stream_, std::move(near), bytes,
+                               dirty_rows->data(), &victims->arriving));
+}
+
 // The victims are on the device still, as they were collected.
 bool GpuTier::Admit(const Exchange& e, uint32_t now, VictimList* victims) {
   if (e.keys.size == 0) return true;
+  // Over the bus they go later, if there is room for them here.
+  SourceBuffer near = e.dirty_rows->size() == 0
+                          ? SourceBuffer()
+                          : carrier_->TakeNear(e.dirty_rows->size());
+  char* const out = near != nullptr ? near.get() : e.dirty_rows->data();
+  const bool all_found =
+      e.keys.size == static_cast<int64_t>(found_.state->num_new);
   const SlotExchange exchange{space_.collect,
-                              reinterpret_cast<uint32_t*>(e.dirty_rows),
+                              reinterpret_cast<uint32_t*>(out),
                               e.first_unused,
                               e.num_unused,
+                              all_found ? found_.place.new_keys : nullptr,
                               e.keys.data,
                               reinterpret_cast<const uint32_t* const*>(e.rows),
                               e.keys.size,
                               space_.admissions,
                               now};
-  // Nobody may let go of the rows before the stream is done with them.
   const bool begun = Ok(ExchangeSlots(stream_, view_, exchange));
-  if (!Wait() || !begun) return false;
+  // Rows that come to memory of the host are to be there.
+  const bool here = near == nullptr && e.dirty_rows->size() > 0;
+  if (!(here || !begun ? Wait() : Ok(counted_.Await())) || !begun) return false;
   victims->count = victim_counts_->all;
   victims->reserved = victim_counts_->reserved;
   victims->dirty.resize(victim_counts_->dirty);
-  return true;
+  return HandOver(std::move(near), e.dirty_rows, victims);
+}
+
+void GpuTier::LetGo(TakenRows* rows) {
+  // Called where nothing may fail; and twice, of which the second time has
+  // none.
+  if (kept_ != nullptr && !rows->empty()) kept_->rows = std::move(*rows);
+  rows->Clear();
 }
 
 bool GpuTier::PutRows(const SourceVector<const char*>& rows,

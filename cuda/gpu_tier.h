@@ -1,15 +1,18 @@
 // A device tier on a GPU, for a function that meets its stream: it works on
-// that stream, waits for it, and sees all sizes.
+// that stream, and waits where it has to see what came of it.
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include "core/table_view.h"
 #include "cuda/launch.h"
-#include "cuda/pinned.h"
 #include "cuda/place.h"
+#include "cuda/row_carrier.h"
 #include "cuda/stream_call.h"
+#include "cuda/stream_point.h"
 #include "cuda/tier.h"
 #include "tier/device_tier.h"
 
@@ -33,21 +36,23 @@ constexpr int64_t kFlagBytes = 256;
 class GpuTier final : public DeviceTier {
  public:
   // What it is given outlives it; `view` and `ids` are on the device.
-  GpuTier(cudaStream_t stream, const TableView& view, const TableRules& rules,
-          const IdsView& ids, const TierSpace& space, uint64_t* counters,
-          uint32_t* generation)
+  GpuTier(cudaStream_t stream, RowCarrier* carrier, const TableView& view,
+          const TableRules& rules, const IdsView& ids, const TierSpace& space,
+          uint64_t* counters, uint32_t* generation)
       : DeviceTier(view.capacity, view.row_words, counters, generation),
         stream_(stream),
+        carrier_(carrier),
         view_(view),
         rules_(rules),
         ids_(ids),
         space_(space) {}
 
-  // What is on its way is from or to memory of its own. Who has asked for none
-  // may not call CUDA either.
+  // Who has asked for no memory may not call CUDA either.
   ~GpuTier() override {
-    if (!pinned_.empty()) Wait();
+    if (kept_ != nullptr) Wait();
   }
+  // The memory that the stream still needs until it comes here; null: none.
+  std::shared_ptr<const void> TakeKept() { return std::move(kept_); }
 
   // What was found before the host had a look: on the device, and its copy in
   // memory of the host.
@@ -56,16 +61,21 @@ class GpuTier final : public DeviceTier {
     PlaceState* state;
     Key* keys;
   };
-  void UseFound(const Found& found) { found_ = found; }
+  // Its space is cleared.
+  void UseFound(const Found& found) {
+    found_ = found;
+    clear_ = true;
+  }
 
   // The first error of the device, which made a function return false.
   cudaError_t error() const { return error_; }
 
-  BufferSource* memory() override { return PinnedBuffers(); }
+  BufferSource* memory() override { return carrier_; }
   bool Digest(uint64_t* digest) override;
   bool FindMissing(MissingKeys* missing) override;
   bool FindMissingAndTouch(uint32_t now, MissingKeys* missing,
                            uint64_t* digest) override;
+  bool ReadMissing(MissingKeys* missing) override;
   bool CountTouched(int64_t* resident) override;
   bool ExpectVictims(uint32_t now, int64_t count) override;
   bool ChooseVictims(uint32_t now, int64_t count, Victims which,
@@ -77,6 +87,7 @@ class GpuTier final : public DeviceTier {
   bool ReadRows(const std::vector<int32_t>& slots, char* rows) override;
   bool Admit(const Exchange& exchange, uint32_t now,
              VictimList* victims) override;
+  void LetGo(TakenRows* rows) override;
   void EndStage(bool /*none_reserved*/) override {}
 
   // Row i goes to row to[i] of an array on the device, if there is one.
@@ -108,24 +119,39 @@ class GpuTier final : public DeviceTier {
   bool Ok(cudaError_t error);
   void* TakePinned(int64_t bytes);
   bool CopyBytes(const void* from, int64_t bytes, void* to);
+  // What is on its way is from or to memory that is kept here.
+  struct Kept {
+    std::vector<SourceBuffer> pinned;
+    // Of victims. The last is theirs; kernels may still write to those before,
+    // of which nobody wants to know any more.
+    std::vector<SourceVector<Key>> dirty_victims;
+    TakenRows rows;
+  };
+  Kept* kept() {
+    if (kept_ == nullptr) kept_ = std::make_shared<Kept>();
+    return kept_.get();
+  }
+  bool ClearSpace();
+  bool HandOver(SourceBuffer near, AlignedBuffer* dirty_rows,
+                VictimList* victims);
   bool BeginVictims(uint32_t now, int64_t count, Victims which);
   int64_t used() const;
 
   const cudaStream_t stream_;
+  RowCarrier* const carrier_;
   const TableView& view_;
   const TableRules& rules_;
   const IdsView& ids_;
   const TierSpace space_;
   cudaError_t error_ = cudaSuccess;
-  std::vector<SourceBuffer> pinned_;
+  std::shared_ptr<Kept> kept_;
+  StreamPoint counted_;  // where the stream has written what is counted
   Found found_{};
+  bool clear_ = false;  // what there is to collect slots in
   const uint32_t* resident_ = nullptr;
   // Of the victims that are looked for.
   int64_t expected_ = 0;
   const SlotCounts* victim_counts_ = nullptr;
-  // The last is theirs. Kernels may still write to those before, of which
-  // nobody wants to know any more.
-  std::vector<SourceVector<Key>> dirty_victims_;
 };
 
 }  // namespace oneemb::gpu

@@ -3,6 +3,7 @@
 #include "cuda/chain.cuh"
 #include "cuda/checksum.cuh"
 #include "cuda/claim.cuh"
+#include "cuda/fingerprint.cuh"
 #include "cuda/index.cuh"
 #include "cuda/insert.cuh"
 #include "cuda/place.h"
@@ -19,6 +20,9 @@ constexpr unsigned kMaxAssignBlocks = 1024;
 constexpr int64_t kNumberTile = kNumberItems * kBlockThreads;
 static_assert(kBlockThreads == SortPlan::kMaxDigits,
               "a thread looks after one digit");
+
+// Whether a batch is too small to give every multiprocessor much work.
+bool IsSmall(int64_t n) { return n <= (1 << 17); }
 
 // How often a block has seen each digit of the passes of the sort.
 struct DigitCounts {
@@ -339,6 +343,11 @@ __global__ __launch_bounds__(kBlockThreads) void NumberKernel(
                                 shared_before + number);
     ++number;
   }
+  if (a.mode == PlaceMode::kStage) {
+    __syncthreads();
+    AddFingerprint(a, shared_before, in_block);
+    return;
+  }
   if (a.mode == PlaceMode::kNumber || a.table.cached()) return;
   InsertNewKeys(a, hashes, shared_before, in_block);
 }
@@ -438,9 +447,8 @@ __global__ __launch_bounds__(kBlockThreads) void AssignKernel(
 
 cudaError_t PlaceFind(cudaStream_t stream, const PlaceArgs& args) {
   const int64_t n = args.batch.size;
-  const bool small = n <= (1 << 17);  // work for every multiprocessor
-  const int64_t items = small ? 1 : 2;
-  const auto place = small ? PlaceKernel<1> : PlaceKernel<2>;
+  const int64_t items = IsSmall(n) ? 1 : 2;
+  const auto place = IsSmall(n) ? PlaceKernel<1> : PlaceKernel<2>;
   place<<<NumBlocks(n, items * kBlockThreads), kBlockThreads, 0, stream>>>(
       args);
   return cudaGetLastError();
@@ -467,8 +475,10 @@ cudaError_t Place(cudaStream_t stream, const PlaceArgs& args) {
 void TakePlaceZeros(int64_t n, int64_t num_keys, bool shared_keys,
                     Workspace* workspace, PlaceArgs* args) {
   args->sort = PlanSort(n, num_keys);
+  // Of a small batch the longest search is what a call waits for.
+  const int64_t cells = (IsSmall(n) ? 8 : 2) * n;
   args->num_cells = 2;
-  while (args->num_cells < 2 * n) args->num_cells *= 2;
+  while (args->num_cells < cells) args->num_cells *= 2;
   args->state = workspace->Take<PlaceState>(1);
   args->tiles = workspace->Take<uint64_t>(CeilDiv(n, kNumberTile));
   args->cells = workspace->Take<uint32_t>(args->num_cells);

@@ -36,8 +36,10 @@ struct PlaceState {
   uint32_t unstaged;     // positions of a cached table that have no slot
   uint32_t was_missing;  // and those that had none when they were looked up
   uint32_t resident;     // kStage: keys whose clocks were touched (tier.h)
+  uint32_t touched;      // and blocks that have done so
   uint64_t rows_before;
   uint64_t num_new;                        // distinct keys that had no slot
+  uint64_t fingerprint[2];                 // kStage: of these keys
   alignas(16) unsigned char scalars[128];  // Optimizer::Scalars of this step
 };
 
@@ -58,6 +60,7 @@ struct PlaceArgs {
   OptimizerConfig optimizer;
   int64_t embedding_dim;
   const bool* apply;  // null: true
+  uint64_t seeds[2];  // kStage: of the fingerprint
   // kUpdate
   const float* learning_rate;
   uint32_t* step;

@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "cuda/launch.h"
-#include "cuda/pinned.h"
 
 namespace oneemb::gpu {
 
@@ -19,7 +18,6 @@ cudaError_t StreamCaller::Of(cudaStream_t stream, StreamCaller** caller) {
   const std::lock_guard<std::mutex> lock(mutex);
   StreamCaller*& found = (*callers)[{device, stream}];
   if (found == nullptr) {
-    SetPinningDevice(device);
     // If it cannot start all of its threads, those that it has go on as well.
     auto* const made = new StreamCaller(stream);
     ONEEMB_RETURN_IF_CUDA_ERROR(made->Start());
@@ -50,6 +48,15 @@ cudaError_t StreamCaller::Ask(const BoardStep& before,
   return after(board);
 }
 
+cudaError_t StreamCaller::AskUnlessZero(const BoardStep& before,
+                                        const CallFunction& function,
+                                        const uint32_t* words, int count) {
+  const std::lock_guard<std::mutex> lock(calls_);
+  void* board = nullptr;
+  ONEEMB_RETURN_IF_CUDA_ERROR(asks_.Send(before, function, &board));
+  return asks_.HoldStreamUnlessZero(words, count);
+}
+
 cudaError_t StreamCaller::Tell(const BoardStep& before,
                                const CallFunction& function) {
   const std::lock_guard<std::mutex> lock(calls_);
@@ -68,6 +75,9 @@ cudaError_t StreamCaller::Meet(const BoardStep& before,
   ONEEMB_RETURN_IF_CUDA_ERROR(begun);
   ONEEMB_RETURN_IF_CUDA_ERROR(came);
   tells_.AwaitCalls(tells_.last_ticket());
+  // It takes time to free it, which the stream is not to wait for.
+  const std::vector<std::shared_ptr<const void>> done = std::move(kept_);
+  kept_.clear();
   function(meeting_);
   return after(meeting_);
 }

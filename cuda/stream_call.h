@@ -17,7 +17,10 @@
 
 #include <cuda_runtime_api.h>
 
+#include <memory>
 #include <mutex>
+#include <utility>
+#include <vector>
 
 #include "cuda/call_line.h"
 
@@ -34,8 +37,18 @@ class StreamCaller {
   // what was told before unless it is `in_order`.
   cudaError_t Ask(const BoardStep& before, const CallFunction& function,
                   const BoardStep& after, bool in_order);
+  // The same without `after`, for what matters only where some of `count` words
+  // on the device are not 0: else the stream does not wait.
+  cudaError_t AskUnlessZero(const BoardStep& before,
+                            const CallFunction& function, const uint32_t* words,
+                            int count);
   cudaError_t Meet(const BoardStep& before, const CallFunction& function,
                    const BoardStep& after);
+  // For the function of a meeting: memory that the stream needs until it comes
+  // here is let go at the next one.
+  void Keep(std::shared_ptr<const void> memory) {
+    kept_.push_back(std::move(memory));
+  }
   // The same without `after`: the function runs some time from then on.
   cudaError_t Tell(const BoardStep& before, const CallFunction& function);
 
@@ -47,6 +60,7 @@ class StreamCaller {
   const cudaStream_t stream_;
   std::mutex calls_;         // held while one is put on the stream
   char* meeting_ = nullptr;  // the board of meetings
+  std::vector<std::shared_ptr<const void>> kept_;
   CallLine asks_;
   CallLine tells_;
 };

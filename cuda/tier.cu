@@ -1,3 +1,7 @@
+#include <algorithm>
+#include <array>
+#include <random>
+
 #include "core/counters.h"
 #include "cuda/index.cuh"
 #include "cuda/key_copy.cuh"
@@ -16,14 +20,15 @@ __global__ __launch_bounds__(kBlockThreads) void CopyFoundKernel(
     const PlaceState* from, const NewKey* new_keys, PlaceState* state,
     Key* keys) {
   const int64_t i = ThreadNumber();
-  if (i == 0) *state = *from;
-  if (i >= static_cast<int64_t>(from->num_new)) return;
+  if (i == 0 && state != nullptr) *state = *from;
+  if (keys == nullptr || i >= static_cast<int64_t>(from->num_new)) return;
   StoreKey(keys + i, {new_keys[i].id, new_keys[i].table});
 }
 
-// Several positions may have one slot: who sees the old clock counts it.
+// Several positions may have one slot: who sees the old clock counts it. The
+// block that ends last knows the sum.
 __global__ __launch_bounds__(kBlockThreads) void TouchKernel(
-    const __grid_constant__ PlaceArgs a, uint32_t now) {
+    const __grid_constant__ PlaceArgs a, uint32_t now, uint32_t* resident) {
   const int64_t i = ThreadNumber();
   const int32_t slot = i < a.batch.size ? a.codes[i] : kSlotMissing;
   bool counts = false;
@@ -36,6 +41,11 @@ __global__ __launch_bounds__(kBlockThreads) void TouchKernel(
   if (Lane() == 0 && count != 0) {
     atomicAdd(&a.state->resident, static_cast<uint32_t>(__popc(count)));
   }
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  if (atomicAdd(&a.state->touched, 1U) + 1 < gridDim.x) return;
+  *resident = atomicAdd(&a.state->resident, 0U);
 }
 
 // By a warp.
@@ -103,13 +113,18 @@ __device__ int32_t SlotOf(const SlotExchange& e, int64_t i) {
   return static_cast<int32_t>(e.first_unused + i - num_victims);
 }
 
+__device__ Key KeyOf(const SlotExchange& e, int64_t i) {
+  if (e.found_keys == nullptr) return LoadKey(e.keys + i);
+  return {e.found_keys[i].id, e.found_keys[i].table};
+}
+
 __global__ __launch_bounds__(kBlockThreads) void AdmitCompeteKernel(
     TableView table, const __grid_constant__ SlotExchange e) {
   const int64_t i = ThreadNumber();
   uint64_t version = 0;
   const int32_t slot = SlotOf(e, i);
   if (i < e.count) {
-    const Key key = LoadKey(e.keys + i);
+    const Key key = KeyOf(e, i);
     e.admissions[i] = {key, e.rows[i], slot};
     if (slot >= 0) {
       const uint64_t hash = HashKey(key);
@@ -176,6 +191,16 @@ __global__ __launch_bounds__(kBlockThreads) void MarkCleanKernel(
   if (residency[slot].state == kSlotDirty) residency[slot].state = kSlotClean;
 }
 
+// Of this process: nobody outside can make lists that have one fingerprint.
+void GetFingerprintSeeds(uint64_t* seeds) {
+  static const auto drawn = [] {
+    std::random_device random;
+    const auto draw = [&] { return uint64_t{random()} << 32 | random(); };
+    return std::array<uint64_t, 2>{draw(), draw()};
+  }();
+  std::copy(drawn.begin(), drawn.end(), seeds);
+}
+
 }  // namespace
 
 int64_t FindMissingSpace(const TableRules& rules, int64_t capacity, int64_t n) {
@@ -196,6 +221,7 @@ cudaError_t FindMissing(cudaStream_t stream, const TableView& table,
       workspace_base, 0, static_cast<size_t>(workspace.used()), stream));
   TakePlaceRest(ids.size, &workspace, place);
   place->mode = PlaceMode::kStage;
+  GetFingerprintSeeds(place->seeds);
   place->table = table;
   place->keys = rules.keys;
   UpdateBatch batch{};
@@ -208,15 +234,16 @@ cudaError_t FindMissing(cudaStream_t stream, const TableView& table,
 
 cudaError_t CopyFound(cudaStream_t stream, const PlaceArgs& place,
                       PlaceState* state, Key* keys) {
-  CopyFoundKernel<<<NumBlocks(place.batch.size, kBlockThreads), kBlockThreads,
-                    0, stream>>>(place.state, place.new_keys, state, keys);
+  const int64_t items = keys == nullptr ? 1 : place.batch.size;
+  CopyFoundKernel<<<NumBlocks(items, kBlockThreads), kBlockThreads, 0,
+                    stream>>>(place.state, place.new_keys, state, keys);
   return cudaGetLastError();
 }
 
 cudaError_t TouchFound(cudaStream_t stream, const PlaceArgs& place,
-                       uint32_t now) {
+                       uint32_t now, uint32_t* resident) {
   TouchKernel<<<NumBlocks(place.batch.size, kBlockThreads), kBlockThreads, 0,
-                stream>>>(place, now);
+                stream>>>(place, now, resident);
   return cudaGetLastError();
 }
 

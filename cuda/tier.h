@@ -22,14 +22,14 @@ cudaError_t FindMissing(cudaStream_t stream, const TableView& table,
                         void* workspace, PlaceArgs* place);
 
 // What FindMissing has found, to memory of the host: the state, and as many
-// keys as that says.
+// keys as that says. What is null is left out.
 cudaError_t CopyFound(cudaStream_t stream, const PlaceArgs& place,
                       PlaceState* state, Key* keys);
 
-// Clocks of the keys that FindMissing found become `now`; adds their number,
-// each counted once, to place.state->resident.
+// Clocks of the keys that FindMissing found become `now`; their number, each
+// counted once, goes to memory of the host.
 cudaError_t TouchFound(cudaStream_t stream, const PlaceArgs& place,
-                       uint32_t now);
+                       uint32_t now, uint32_t* resident);
 
 // Rows of slots, one after another, to memory that the device can reach.
 cudaError_t CopyRowsOut(cudaStream_t stream, const TableView& table,
@@ -50,12 +50,13 @@ cudaError_t PutRows(cudaStream_t stream, const uint32_t* const* rows,
 
 // Keys that get slots, as far as there are some: those of victims and, behind
 // them, unused ones. What is not said to be on the device may be in memory of
-// the host.
+// the host, and is quicker to reach where it is not.
 struct SlotExchange {
   CollectSpace victims;  // on the device; counts->all of them
   uint32_t* dirty_rows;  // where theirs go, by rank; null: nowhere
   int64_t first_unused;
   int64_t num_unused;
+  const NewKey* found_keys;  // on the device; null: `keys`
   const Key* keys;
   const uint32_t* const* rows;
   int64_t count;

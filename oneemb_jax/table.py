@@ -228,9 +228,14 @@ def is_table(x: Any) -> bool:
     return isinstance(x, Table)
 
 
-def num_buckets(capacity: int) -> int:
-    """Buckets for ``capacity`` rows: 80 % full at most, 20 bytes a row."""
-    return 1 if capacity < BUCKET_ENTRIES else (capacity * 5 + 15) // 16
+def num_buckets(capacity: int, is_cached: bool = False) -> int:
+    """Buckets for ``capacity`` rows: 80 % full at most, 20 bytes a row.
+
+    A cache is always full, and what it is asked for is often not there: such a search
+    passes fewer buckets where they are two thirds full, 24 bytes a row.
+    """
+    sixteenths = 6 if is_cached else 5
+    return 1 if capacity < BUCKET_ENTRIES else (capacity * sixteenths + 15) // 16
 
 
 def check_capacity(capacity: Any, call: str) -> int:
@@ -248,7 +253,7 @@ def check_capacity(capacity: Any, call: str) -> int:
 def array_shapes(spec: TableSpec, capacity: int) -> list[jax.ShapeDtypeStruct]:
     """Shapes of index, rows and clock of a table of ``capacity`` rows."""
     shapes = (
-        (num_buckets(capacity), BUCKET_WORDS),
+        (num_buckets(capacity, spec.is_cached), BUCKET_WORDS),
         (capacity, spec.row_words),
         (capacity,),
     )

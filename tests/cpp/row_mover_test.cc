@@ -3,6 +3,7 @@
 #include "store/row_mover.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <iterator>
 #include <map>
@@ -19,7 +20,7 @@ namespace {
 constexpr int64_t kRowBytes = 24;
 constexpr int64_t kMost = 40;
 
-// Memory that is known as its own.
+// Memory that is known as its own, with room nearby every now and then.
 class TestSource final : public BufferSource {
  public:
   char* Take(int64_t bytes) override {
@@ -34,6 +35,14 @@ class TestSource final : public BufferSource {
       buffers_.erase(data);
     }
     HeapSource()->Return(data, bytes);
+  }
+  std::shared_ptr<const char> CopyNear(const char* data,
+                                       int64_t bytes) override {
+    CHECK(Has(data));
+    if (++copies_ % 3 == 0) return nullptr;
+    SourceBuffer near = TakeBuffer(this, bytes);
+    std::memcpy(near.get(), data, static_cast<size_t>(bytes));
+    return near;
   }
   // Buffers that were not returned.
   size_t count() {
@@ -51,7 +60,43 @@ class TestSource final : public BufferSource {
  private:
   Mutex mutex_;
   std::map<const char*, int64_t> buffers_ ONEEMB_GUARDED_BY(mutex_);
+  std::atomic<int> copies_{0};
 };
+
+// Rows that are there only when somebody has waited for them.
+class LateRows final : public Arrival {
+ public:
+  LateRows(std::vector<char> rows, char* to)
+      : rows_(std::move(rows)), to_(to) {}
+  Status Await() override {
+    const MutexLock lock(mutex_);
+    if (!arrived_) std::memcpy(to_, rows_.data(), rows_.size());
+    arrived_ = true;
+    return {};
+  }
+
+ private:
+  const std::vector<char> rows_;
+  char* const to_;
+  Mutex mutex_;
+  bool arrived_ ONEEMB_GUARDED_BY(mutex_) = false;
+};
+
+// Rows that never come, in the place of which there is something else.
+class LostRows final : public Arrival {
+ public:
+  Status Await() override { return {StatusKind::kIoError, "lost"}; }
+};
+
+// Any function of the keys in their order will do.
+KeyFingerprint FingerprintOf(const std::vector<Key>& keys) {
+  KeyFingerprint fingerprint;
+  for (const Key key : keys) {
+    fingerprint.words[0] = fingerprint.words[0] * 1000003 + HashKey(key);
+    fingerprint.words[1] += HashKey({fingerprint.words[0], key.table});
+  }
+  return fingerprint;
+}
 
 AlignedBuffer BufferOf(const std::vector<char>& rows,
                        BufferSource* source = HeapSource()) {
@@ -62,9 +107,11 @@ AlignedBuffer BufferOf(const std::vector<char>& rows,
 }
 
 Status WriteTo(RowMover* mover, const std::vector<Key>& keys,
-               AlignedBuffer rows) {
+               AlignedBuffer rows,
+               std::shared_ptr<Arrival> arriving = nullptr) {
   ONEEMB_RETURN_IF_ERROR(mover->AwaitRoom(static_cast<int64_t>(keys.size())));
-  mover->Write({keys.begin(), keys.end()}, std::move(rows));
+  mover->Write({keys.begin(), keys.end()}, std::move(rows),
+               std::move(arriving));
   return {};
 }
 
@@ -78,10 +125,22 @@ class Tier {
         random_(seed) {}
 
   // Takes some keys that are not here; they must be as the model has them.
+  // Those of the batch that was read ahead last, if they are all not here.
   void TakeSome() {
-    const std::vector<Key> keys = Absent(10);
+    BufferSource* const source = NextSource();
+    const bool next = random_() % 2 == 0 && AreAbsent(ahead_);
+    const std::vector<Key> keys = next ? ahead_ : Absent(10);
+    const KeyFingerprint fingerprint = FingerprintOf(keys);
+    const auto count = static_cast<int64_t>(keys.size());
     TakenRows taken;
-    CHECK_OK(mover_.Take(Span(keys), NextSource(), &taken));
+    if (mover_.IsAhead(fingerprint, count, source)) {
+      CHECK(mover_.TakeAhead(fingerprint, count, source, &taken));
+      CHECK_EQ(taken.prefetched, count);
+      ++whole_;
+    } else {
+      CHECK(!mover_.TakeAhead(fingerprint, count, source, &taken));
+      CHECK_OK(mover_.Take(Span(keys), source, &taken));
+    }
     CheckRows(keys, taken);
     for (const Key key : keys) here_[key] = false;
     prefetched_ += taken.prefetched;
@@ -110,17 +169,24 @@ class Tier {
     }
     for (const Key key : clean) here_.erase(key);
     if (dirty.keys.empty()) return;
+    AlignedBuffer rows = BufferOf(dirty.rows, NextSource());
+    std::shared_ptr<Arrival> arriving;
+    if (random_() % 2 == 0) {
+      arriving = std::make_shared<LateRows>(dirty.rows, rows.data());
+      std::memset(rows.data(), 0x5a, dirty.rows.size());
+    }
     const Status status =
-        WriteTo(&mover_, dirty.keys, BufferOf(dirty.rows, NextSource()));
+        WriteTo(&mover_, dirty.keys, std::move(rows), std::move(arriving));
     refused_ += status.ok() ? 0 : 1;
     if (!status.ok()) return;
     for (const Key key : dirty.keys) here_.erase(key);
   }
 
   void PrefetchSome() {
-    const std::vector<Key> keys = Absent(12);
-    const int64_t taken = mover_.Prefetch(Span(keys), NextSource());
-    CHECK(taken <= static_cast<int64_t>(keys.size()));
+    ahead_ = Absent(1 + random_() % 12);
+    const int64_t taken =
+        mover_.Prefetch(Span(ahead_), NextSource(), FingerprintOf(ahead_));
+    CHECK(taken <= static_cast<int64_t>(ahead_.size()));
   }
 
   void PeekSome() {
@@ -161,6 +227,7 @@ class Tier {
   RowMover* mover() { return &mover_; }
   int64_t prefetched() const { return prefetched_; }
   int64_t refused() const { return refused_; }
+  int64_t whole() const { return whole_; }
 
  private:
   static KeySpan Span(const std::vector<Key>& keys) {
@@ -175,7 +242,8 @@ class Tier {
     for (size_t i = 0; i < keys.size(); ++i) {
       const auto known = model_.find(keys[i]);
       const bool is_known = known != model_.end();
-      const char* const row = taken.list().rows[i];
+      const char* const row = taken.rows()[i];
+      CHECK_EQ(row, taken.list().rows[i]);
       CHECK_EQ(taken.list().found[i], is_known ? kRowFound : kRowAbsent);
       CHECK_EQ(row != nullptr, is_known);
       if (!is_known) continue;
@@ -190,6 +258,12 @@ class Tier {
     if (random_() % 16 == 0)
       source_ = source_ == &sources_[0] ? &sources_[1] : &sources_[0];
     return source_;
+  }
+
+  bool AreAbsent(const std::vector<Key>& keys) const {
+    return !keys.empty() &&
+           std::none_of(keys.begin(), keys.end(),
+                        [&](Key key) { return here_.count(key) > 0; });
   }
 
   // Distinct keys that are not here.
@@ -211,6 +285,8 @@ class Tier {
   std::mt19937_64 random_;
   Model model_;
   std::map<Key, bool> here_;  // and whether it is dirty
+  std::vector<Key> ahead_;    // what was read ahead last
+  int64_t whole_ = 0;         // batches that were taken as they were read
   int64_t prefetched_ = 0;
   int64_t refused_ = 0;
 };
@@ -233,6 +309,7 @@ TEST(GivesBackWhatItWasGiven) {
         tier.CheckWaiting();
       }
       CHECK(tier.prefetched() > 100);
+      CHECK(tier.whole() > 5);
       CHECK_EQ(tier.refused() > 0, disk_fills);
       CHECK_EQ(tier.mover()->TakeError().ok(), !disk_fills);
       CHECK_OK(tier.mover()->TakeError());
@@ -311,6 +388,33 @@ TEST(WhatCouldNotBeReadAheadIsReadAgain) {
   bare.env().Reset();
   for (const Key key : keys)
     CHECK(bare.Take(key) == MakeRow(key, 0, kRowBytes));
+}
+
+// Rows that a device has lost are neither written nor read.
+TEST(WhatNeverArrivesIsAnError) {
+  TestSource elsewhere;
+  Bare bare;
+  const Key key{7, 0};
+  bare.Write(key, MakeRow(key, 0, kRowBytes));
+  CHECK_OK(bare.mover().Drain());
+  CHECK_OK(WriteTo(&bare.mover(), {key}, BufferOf(MakeRow(key, 1, kRowBytes)),
+                   std::make_shared<LostRows>()));
+  CHECK(!bare.mover().Drain().ok());
+  CHECK(!bare.mover().TakeError().ok());
+  // A row that is to be copied from where it waits is not either.
+  const Key other{8, 0};
+  bare.mover().Write(SourceVector<Key>{other},
+                     BufferOf(MakeRow(other, 0, kRowBytes), &elsewhere));
+  TakenRows taken;
+  CHECK(!bare.TakeInto({other, key, {9, 0}}, &taken).ok());
+  for (const uint8_t found : taken.list().found) CHECK_EQ(found, kRowFailed);
+  for (const char* const row : taken.list().rows) CHECK(row == nullptr);
+  CHECK_EQ(bare.Prefetch({key}), int64_t{1});
+  CHECK(!bare.TakeInto({key}, &taken).ok());
+  std::vector<Key> keys;
+  std::vector<char> rows;
+  bare.mover().Waiting(&keys, &rows);
+  CHECK(keys == std::vector<Key>{other});
 }
 
 // A table went from one device to another, whose memory is another's.

@@ -21,6 +21,13 @@ class BufferSource {
   virtual char* Take(int64_t bytes) = 0;
   // Takes back what Take(bytes) gave.
   virtual void Return(char* data, int64_t bytes) = 0;
+
+  // A copy of bytes in one of its buffers that is nearer to who is going to
+  // read them, made before it returns; null where there is no such place.
+  virtual std::shared_ptr<const char> CopyNear(const char* /*data*/,
+                                               int64_t /*bytes*/) {
+    return nullptr;
+  }
 };
 
 struct ReturnBuffer {

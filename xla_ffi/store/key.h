@@ -28,6 +28,19 @@ struct KeySpan {
   }
 };
 
+// Tells lists of keys apart that one process has made, in their order, by a
+// random function of that process: of two lists that differ it is the same by
+// no more than a chance in 2^128.
+struct KeyFingerprint {
+  uint64_t words[2] = {0, 0};
+
+  // A list of none has none either.
+  bool known() const { return (words[0] | words[1]) != 0; }
+};
+inline bool operator==(const KeyFingerprint& a, const KeyFingerprint& b) {
+  return a.words[0] == b.words[0] && a.words[1] == b.words[1];
+}
+
 // "id 17 of table 3", for messages.
 inline std::string ToString(Key key) {
   return "id " + std::to_string(key.id) + " of table " +

@@ -34,6 +34,13 @@ void SetFound(int64_t position, const char* row, TakenRows* taken) {
   taken->own.rows[static_cast<size_t>(position)] = row;
 }
 
+void SetFailed(const std::vector<int64_t>& positions, TakenRows* taken) {
+  for (const int64_t i : positions) {
+    taken->own.found[static_cast<size_t>(i)] = kRowFailed;
+    taken->own.rows[static_cast<size_t>(i)] = nullptr;
+  }
+}
+
 void CountAbsent(TakenRows* taken) {
   const SourceVector<const char*>& rows = taken->own.rows;
   taken->absent = std::count(rows.begin(), rows.end(), nullptr);
@@ -47,14 +54,14 @@ RowMover::RowMover(std::shared_ptr<Store> store, int64_t most_rows)
       row_bytes_(store_->options().row_bytes),
       most_rows_(most_rows),
       process_(getpid()),
-      writer_([this] { WriteAll(); }),
+      writer_(store_, most_rows),
       reader_([this] { ReadAll(); }) {}
 
 void RowMover::Close() {
   if (store_ == nullptr) return;
+  writer_.Close(Forked());
   if (Forked()) {
-    writer_.detach();  // they are the parent's
-    reader_.detach();
+    reader_.detach();  // it is the parent's
     return;
   }
   {
@@ -62,7 +69,6 @@ void RowMover::Close() {
     stop_ = true;
   }
   changed_.NotifyAll();
-  writer_.join();
   reader_.join();
   store_.reset();
 }
@@ -76,18 +82,7 @@ Status RowMover::ForkedStatus() const {
                                         std::to_string(getpid())};
 }
 
-// ---- The mover's threads.
-
-void RowMover::WriteAll() {
-  const MutexLock lock(mutex_);
-  while (!stop_) {
-    if (!writes_.empty() && !broken_) {
-      WriteFront();
-    } else {
-      changed_.Wait(mutex_);
-    }
-  }
-}
+// ---- The reader's thread.
 
 void RowMover::ReadAll() {
   const MutexLock lock(mutex_);
@@ -103,26 +98,6 @@ void RowMover::ReadAll() {
   }
 }
 
-void RowMover::WriteFront() {
-  std::shared_ptr<const WriteBatch> batch = writes_.front();
-  mutex_.Unlock();
-  const Status status = store_->Put(batch->keys.span(), batch->rows.data());
-  mutex_.Lock();
-  if (status.ok()) {
-    waiting_rows_ -= batch->keys.size();
-    writes_.pop_front();
-  } else {
-    broken_ = true;
-    write_error_ = status;
-    if (untold_.ok()) untold_ = status;
-  }
-  changed_.NotifyAll();
-  // It may take long to free it.
-  mutex_.Unlock();
-  batch.reset();
-  mutex_.Lock();
-}
-
 void RowMover::ReadFront() {
   const std::shared_ptr<ReadBatch> batch = reads_.front();
   reads_.pop_front();
@@ -130,12 +105,10 @@ void RowMover::ReadFront() {
   // Rows that it cannot read are read again when they are wanted: that is when
   // there is somebody to tell.
   try {
-    // Those that wait are copied: else a few of them would keep all that came
-    // down together.
     batch->rows.own.Begin(batch->keys.size(), kRowFailed, batch->source);
     batch->whole =
         FindRest(batch->keys.span(), AllPositions(batch->keys.size()),
-                 Access::kTrain, batch->source, false, &batch->rows)
+                 Access::kTrain, batch->source, true, &batch->rows)
             .ok();
     CountAbsent(&batch->rows);
     // While nobody waits for that.
@@ -159,11 +132,6 @@ void RowMover::FreeDropped() {
 
 // ---- Of both.
 
-RowMover::WriteBatches RowMover::Writes() {
-  const MutexLock lock(mutex_);
-  return {writes_.begin(), writes_.end()};
-}
-
 // Of a key's rows that wait, the newest counts.
 std::pair<int32_t, const char*> RowMover::FindWaiting(
     const WriteBatches& writes, Key key) const {
@@ -177,12 +145,13 @@ std::pair<int32_t, const char*> RowMover::FindWaiting(
 }
 
 // Points to the rows that wait. Those in memory from `keeps_in` stay there, and
-// what they are in is held; the others are to be copied.
-RowMover::Unfound RowMover::FindWaiting(KeySpan keys,
-                                        const std::vector<int64_t>& positions,
-                                        const BufferSource* keeps_in,
-                                        TakenRows* taken) {
-  const WriteBatches writes = Writes();
+// what they are in is held; the others are to be copied. They have arrived, or
+// cannot be had.
+Status RowMover::FindWaiting(KeySpan keys,
+                             const std::vector<int64_t>& positions,
+                             const BufferSource* keeps_in, TakenRows* taken,
+                             Unfound* unfound) {
+  const WriteBatches writes = writer_.Waiting();
   const auto count = static_cast<int64_t>(positions.size());
   // For each key the number of the batch, or -1, and its row there.
   std::vector<std::pair<int32_t, const char*>> where(positions.size());
@@ -194,25 +163,25 @@ RowMover::Unfound RowMover::FindWaiting(KeySpan keys,
       where[at] = FindWaiting(writes, keys[positions[at]]);
     }
   });
-  Unfound unfound;
-  std::vector<uint8_t> held(writes.size());
+  std::vector<uint8_t> seen(writes.size());
+  Status status;
   for (size_t i = 0; i < where.size(); ++i) {
     const auto [b, row] = where[i];
     if (b < 0) {
-      unfound.below.push_back(positions[i]);
+      unfound->below.push_back(positions[i]);
       continue;
     }
-    SetFound(positions[i], row, taken);
     const auto& batch = writes[static_cast<size_t>(b)];
-    if (batch->rows.source() != keeps_in) {
-      unfound.copied.push_back(positions[i]);
-    } else if (held[static_cast<size_t>(b)] == 0) {
-      taken->held.push_back(batch);
-      held[static_cast<size_t>(b)] = 1;
+    const bool keeps = batch->rows.source() == keeps_in;
+    if (std::exchange(seen[static_cast<size_t>(b)], uint8_t{1}) == 0) {
+      if (Status arrived = batch->AwaitRows(); !arrived.ok()) status = arrived;
+      (keeps ? taken->held : unfound->held).push_back(batch);
     }
+    if (!status.ok()) continue;
+    SetFound(positions[i], row, taken);
+    if (!keeps) unfound->copied.push_back(positions[i]);
   }
-  unfound.writes = writes;
-  return unfound;
+  return status;
 }
 
 // `memory` has room for all that is unfound.
@@ -242,27 +211,45 @@ Status RowMover::Fetch(KeySpan keys, const Unfound& unfound, Access access,
   return status;
 }
 
-// Rows that were not read ahead.
+// Rows that are all in one buffer go nearer to who is going to take them, if
+// there is a place.
+void RowMover::BringNear(std::shared_ptr<AlignedBuffer> memory,
+                         TakenRows* taken) {
+  std::shared_ptr<const char> near =
+      memory->source()->CopyNear(memory->data(), memory->size());
+  if (near == nullptr) return;
+  for (const char*& row : taken->own.rows) {
+    if (row != nullptr) row = near.get() + (row - memory->data());
+  }
+  taken->near_list = memory->source()->CopyNear(
+      reinterpret_cast<const char*>(taken->own.rows.data()),
+      static_cast<int64_t>(taken->own.rows.size() * sizeof(const char*)));
+  taken->held = {std::move(near)};
+}
+
+// Rows that were not read ahead, or those of a batch that is.
 Status RowMover::FindRest(KeySpan keys, const std::vector<int64_t>& positions,
-                          Access access, BufferSource* source, bool keeps,
+                          Access access, BufferSource* source, bool ahead,
                           TakenRows* taken) {
   if (positions.empty()) return {};
-  const Unfound unfound =
-      FindWaiting(keys, positions, keeps ? source : nullptr, taken);
-  if (unfound.size() == 0) return {};
+  // Of a batch that is read ahead all rows are copied: else a few of them would
+  // keep all that came down together.
+  Unfound unfound;
+  const Status waiting =
+      FindWaiting(keys, positions, ahead ? nullptr : source, taken, &unfound);
+  if (!waiting.ok()) SetFailed(positions, taken);
+  if (unfound.size() == 0 || !waiting.ok()) return waiting;
   taken->waited = taken->waited || !unfound.below.empty();
   auto memory = std::make_shared<AlignedBuffer>();
   Status status = memory->Resize(unfound.size() * row_bytes_, source);
   if (!status.ok()) {
-    for (const std::vector<int64_t>* some : {&unfound.below, &unfound.copied}) {
-      for (const int64_t i : *some) {
-        taken->own.found[static_cast<size_t>(i)] = kRowFailed;
-        taken->own.rows[static_cast<size_t>(i)] = nullptr;
-      }
-    }
+    SetFailed(unfound.below, taken);
+    SetFailed(unfound.copied, taken);
     return status;
   }
-  return Fetch(keys, unfound, access, std::move(memory), taken);
+  status = Fetch(keys, unfound, access, memory, taken);
+  if (ahead) BringNear(std::move(memory), taken);
+  return status;
 }
 
 // ---- The caller's thread.
@@ -295,16 +282,39 @@ bool RowMover::FindAhead(KeySpan keys, int64_t first, Claim* claim) const {
 bool RowMover::TakeBatch(KeySpan keys, const Claim& claim, BufferSource* source,
                          TakenRows* taken) {
   const std::shared_ptr<ReadBatch>& batch = ahead_[claim.batch];
-  if (claim.count != keys.size || claim.count != batch->keys.size() ||
-      batch->source != source) {
-    return false;
-  }
+  return claim.count == keys.size && claim.count == batch->keys.size() &&
+         batch->source == source && TakeWhole(batch, taken);
+}
+
+bool RowMover::TakeWhole(const std::shared_ptr<ReadBatch>& batch,
+                         TakenRows* taken) {
   taken->waited = AwaitDone(*batch);
   if (!batch->whole) return false;
   batch->left = 0;
   taken->shared = {batch, &batch->rows.own};
+  taken->near_list = batch->rows.near_list;
   taken->absent = batch->rows.absent;
-  taken->prefetched = keys.size;
+  taken->prefetched = batch->keys.size();
+  return true;
+}
+
+std::shared_ptr<RowMover::ReadBatch> RowMover::FindAhead(
+    const KeyFingerprint& keys, int64_t count,
+    const BufferSource* source) const {
+  for (const std::shared_ptr<ReadBatch>& batch : ahead_) {
+    if (keys.known() && batch->fingerprint == keys && batch->left == count &&
+        batch->keys.size() == count && batch->source == source) {
+      return batch;
+    }
+  }
+  return nullptr;
+}
+
+bool RowMover::TakeAhead(const KeyFingerprint& keys, int64_t count,
+                         const BufferSource* source, TakenRows* taken) {
+  const std::shared_ptr<ReadBatch> batch = FindAhead(keys, count, source);
+  if (batch == nullptr || !TakeWhole(batch, taken)) return false;
+  index_wanted_ = false;
   return true;
 }
 
@@ -365,11 +375,11 @@ Status RowMover::Take(KeySpan keys, BufferSource* source, TakenRows* taken) {
   }
   taken->own.Begin(keys.size, kRowFailed, source);
   const Status status =
-      FindRest(keys, rest, Access::kTrain, source, true, taken);
+      FindRest(keys, rest, Access::kTrain, source, false, taken);
   rest.clear();
   TakeClaims(claims, source, &rest, taken);
   const Status again =
-      FindRest(keys, rest, Access::kTrain, source, true, taken);
+      FindRest(keys, rest, Access::kTrain, source, false, taken);
   CountAbsent(taken);
   return status.ok() ? again : status;
 }
@@ -379,47 +389,28 @@ Status RowMover::Peek(KeySpan keys, Access access, BufferSource* source,
   taken->own.Begin(keys.size, kRowFailed, source);
   if (Forked()) return ForkedStatus();
   const Status status =
-      FindRest(keys, AllPositions(keys.size), access, source, true, taken);
+      FindRest(keys, AllPositions(keys.size), access, source, false, taken);
   CountAbsent(taken);
   return status;
 }
 
-// Waits until at most `most` rows wait to be written, asking a Store that could
-// not write once more.
-Status RowMover::AwaitWrites(int64_t most) {
-  broken_ = false;
-  changed_.NotifyAll();
-  while (waiting_rows_ > most && !broken_) changed_.Wait(mutex_);
-  return broken_ ? write_error_ : Status();
-}
-
 Status RowMover::AwaitRoom(int64_t rows) {
-  if (Forked()) return ForkedStatus();
-  const MutexLock lock(mutex_);
-  // A Store that cannot write gets no more rows until it has those that wait.
-  return AwaitWrites(broken_ ? 0 : std::max<int64_t>(0, most_rows_ - rows));
+  return Forked() ? ForkedStatus() : writer_.AwaitRoom(rows);
 }
 
-void RowMover::Write(SourceVector<Key> keys, AlignedBuffer rows) {
-  const auto batch =
-      std::make_shared<const WriteBatch>(std::move(keys), std::move(rows));
-  const MutexLock lock(mutex_);
-  writes_.push_back(batch);
-  waiting_rows_ += batch->keys.size();
-  changed_.NotifyAll();
+void RowMover::Write(SourceVector<Key> keys, AlignedBuffer rows,
+                     std::shared_ptr<Arrival> arriving) {
+  writer_.Write(std::move(keys), std::move(rows), std::move(arriving));
 }
 
-Status RowMover::Drain() {
-  if (Forked()) return ForkedStatus();
-  const MutexLock lock(mutex_);
-  return AwaitWrites(0);
-}
+Status RowMover::Drain() { return Forked() ? ForkedStatus() : writer_.Drain(); }
 
 void RowMover::Waiting(std::vector<Key>* keys, std::vector<char>* rows) {
   if (Forked()) return;
-  const WriteBatches writes = Writes();
+  const WriteBatches writes = writer_.Waiting();
   for (size_t b = 0; b < writes.size(); ++b) {
     const WriteBatch& batch = *writes[b];
+    if (!batch.AwaitRows().ok()) continue;  // the writer tells of it
     for (int64_t i = 0; i < batch.keys.size(); ++i) {
       const Key key = batch.keys.span()[i];
       const auto newer = [&](const std::shared_ptr<const WriteBatch>& later) {
@@ -434,7 +425,8 @@ void RowMover::Waiting(std::vector<Key>* keys, std::vector<char>* rows) {
   }
 }
 
-int64_t RowMover::Prefetch(KeySpan keys, BufferSource* source) {
+int64_t RowMover::Prefetch(KeySpan keys, BufferSource* source,
+                           const KeyFingerprint& fingerprint) {
   if (Forked()) return 0;
   int64_t room = most_rows_ - staged_rows_;
   for (const std::shared_ptr<ReadBatch>& batch : ahead_) room -= batch->left;
@@ -455,6 +447,7 @@ int64_t RowMover::Prefetch(KeySpan keys, BufferSource* source) {
   }
   if (wanted.empty()) return had;
   const auto batch = std::make_shared<ReadBatch>(std::move(wanted), source);
+  batch->fingerprint = fingerprint;  // of more keys, if some are left out
   batch->due =
       stages_ + std::min<uint64_t>(ahead_.size() + 1, kMostAhead) + kPatience;
   {
@@ -490,9 +483,7 @@ void RowMover::EndStage(int64_t rows) {
 }
 
 Status RowMover::TakeError() {
-  if (Forked()) return ForkedStatus();
-  const MutexLock lock(mutex_);
-  return std::exchange(untold_, Status());
+  return Forked() ? ForkedStatus() : writer_.TakeError();
 }
 
 }  // namespace oneemb

@@ -2,8 +2,9 @@
 // writes, one reads.
 //
 // Rows that are evicted are handed over and written in the order in which they
-// came; until they are written, this is where they are read. Rows that a later
-// batch will want are read ahead. Of a key's row there is one that counts:
+// came (store/row_writer.h); until they are written, this is where they are
+// read. Rows that a later batch will want are read ahead. Of a key's row there
+// is one that counts:
 //   in the device tier, else the newest that waits to be written, else the
 //   Store's. A row that was read ahead is a copy of that one, and gone as soon
 //   as the device tier takes the key.
@@ -25,6 +26,7 @@
 #include "store/aligned_buffer.h"
 #include "store/batch_keys.h"
 #include "store/mutex.h"
+#include "store/row_writer.h"
 #include "store/source_vector.h"
 #include "store/store.h"
 #include "store/taken_rows.h"
@@ -40,6 +42,14 @@ class RowMover {
   RowMover(const RowMover&) = delete;
   RowMover& operator=(const RowMover&) = delete;
 
+  // Whether so many keys are just what was read ahead at once. Then TakeAhead
+  // gives their rows, unless they could not be read.
+  bool IsAhead(const KeyFingerprint& keys, int64_t count,
+               const BufferSource* source) const {
+    return FindAhead(keys, count, source) != nullptr;
+  }
+  bool TakeAhead(const KeyFingerprint& keys, int64_t count,
+                 const BufferSource* source, TakenRows* taken);
   // Rows of distinct keys that the device tier lacks and is about to take, all
   // in memory from `source`; the status as in Store::Fetch.
   Status Take(KeySpan keys, BufferSource* source, TakenRows* taken);
@@ -47,13 +57,10 @@ class RowMover {
   Status Peek(KeySpan keys, Access access, BufferSource* source,
               TakenRows* taken);
 
-  // Waits until so many more rows may wait to be written. On an error they are
-  // to stay where they are: the Store cannot write, and earlier rows wait
-  // already.
+  // As RowWriter has them, of rows that the device tier gives up.
   Status AwaitRoom(int64_t rows);
-  // Takes over rows that the device tier gives up, after AwaitRoom.
-  void Write(SourceVector<Key> keys, AlignedBuffer rows);
-  // Waits until nothing is left to be written. On an error something is.
+  void Write(SourceVector<Key> keys, AlignedBuffer rows,
+             std::shared_ptr<Arrival> arriving = nullptr);
   Status Drain();
   // Keys and rows that wait to be written; the newest of each key.
   void Waiting(std::vector<Key>* keys, std::vector<char>* rows);
@@ -61,7 +68,8 @@ class RowMover {
   // Begins to read keys that the device tier lacks, into memory from `source`.
   // Returns how many of them there was room for, with those that are read
   // already. Does not wait.
-  int64_t Prefetch(KeySpan keys, BufferSource* source);
+  int64_t Prefetch(KeySpan keys, BufferSource* source,
+                   const KeyFingerprint& fingerprint = {});
   // A batch of `rows` rows has been staged: they leave that much less room for
   // reading ahead. Forgets what was read ahead for batches that have gone by.
   void EndStage(int64_t rows);
@@ -77,13 +85,6 @@ class RowMover {
   Status TakeError();
 
  private:
-  // Rows to be written; never changed.
-  struct WriteBatch {
-    WriteBatch(SourceVector<Key> from, AlignedBuffer data)
-        : keys(std::move(from)), rows(std::move(data)) {}
-    const BatchKeys keys;
-    const AlignedBuffer rows;
-  };
   // Rows that are read ahead.
   struct ReadBatch {
     ReadBatch(SourceVector<Key> from, BufferSource* memory)
@@ -93,6 +94,7 @@ class RowMover {
           left(keys.size()) {}
     const BatchKeys keys;
     BufferSource* const source;
+    KeyFingerprint fingerprint;
     // By the mover's reader, and to be read when it is done:
     TakenRows rows;
     bool whole = false;  // every row could be read
@@ -102,7 +104,6 @@ class RowMover {
     int64_t left;
     uint64_t due = 0;  // the number of stages after which it is forgotten
   };
-  using WriteBatches = std::vector<std::shared_ptr<const WriteBatch>>;
   // Rows from `from` on of a batch of ahead_, and that many from `to` on of the
   // batch that is wanted.
   struct Claim {
@@ -115,35 +116,38 @@ class RowMover {
   struct Unfound {
     std::vector<int64_t> below;   // the Store's
     std::vector<int64_t> copied;  // those that wait where they cannot stay
-    WriteBatches writes;          // where that is
+    std::vector<std::shared_ptr<const void>> held;  // where that is
     int64_t size() const {
       return static_cast<int64_t>(below.size() + copied.size());
     }
   };
 
   Status ForkedStatus() const;
-  void WriteAll();
   void ReadAll();
   void FreeDropped() ONEEMB_REQUIRES(mutex_);
-  void WriteFront() ONEEMB_REQUIRES(mutex_);
   void ReadFront() ONEEMB_REQUIRES(mutex_);
-  WriteBatches Writes();
+  std::shared_ptr<ReadBatch> FindAhead(const KeyFingerprint& keys,
+                                       int64_t count,
+                                       const BufferSource* source) const;
   bool FindAhead(KeySpan keys, int64_t first, Claim* claim) const;
+  bool TakeWhole(const std::shared_ptr<ReadBatch>& batch, TakenRows* taken);
   bool TakeBatch(KeySpan keys, const Claim& claim, BufferSource* source,
                  TakenRows* taken);
   void TakeClaims(const std::vector<Claim>& claims, BufferSource* source,
                   std::vector<int64_t>* rest, TakenRows* taken);
   std::pair<int32_t, const char*> FindWaiting(const WriteBatches& writes,
                                               Key key) const;
-  Unfound FindWaiting(KeySpan keys, const std::vector<int64_t>& positions,
-                      const BufferSource* keeps_in, TakenRows* taken);
+  Status FindWaiting(KeySpan keys, const std::vector<int64_t>& positions,
+                     const BufferSource* keeps_in, TakenRows* taken,
+                     Unfound* unfound);
   Status Fetch(KeySpan keys, const Unfound& unfound, Access access,
                std::shared_ptr<AlignedBuffer> memory, TakenRows* taken);
   Status FindRest(KeySpan keys, const std::vector<int64_t>& positions,
-                  Access access, BufferSource* source, bool keeps,
+                  Access access, BufferSource* source, bool ahead,
                   TakenRows* taken);
+  static void BringNear(std::shared_ptr<AlignedBuffer> memory,
+                        TakenRows* taken);
   bool AwaitDone(const ReadBatch& batch);
-  Status AwaitWrites(int64_t most) ONEEMB_REQUIRES(mutex_);
   void Drop(const std::shared_ptr<ReadBatch>& batch);
 
   std::shared_ptr<Store> store_;  // null when closed
@@ -162,21 +166,13 @@ class RowMover {
 
   Mutex mutex_;
   CondVar changed_;
-  std::deque<std::shared_ptr<const WriteBatch>> writes_
-      ONEEMB_GUARDED_BY(mutex_);
-  int64_t waiting_rows_ ONEEMB_GUARDED_BY(mutex_) = 0;  // of writes_
-  // The Store could not write the front of writes_; nobody has asked it again.
-  bool broken_ ONEEMB_GUARDED_BY(mutex_) = false;
-  Status write_error_ ONEEMB_GUARDED_BY(mutex_);  // while broken_
-  Status untold_ ONEEMB_GUARDED_BY(mutex_);
   std::deque<std::shared_ptr<ReadBatch>> reads_ ONEEMB_GUARDED_BY(mutex_);
   // Batches that nobody wants any more. To free large ones takes time, which
   // the caller is spared.
   std::vector<std::shared_ptr<ReadBatch>> dropped_ ONEEMB_GUARDED_BY(mutex_);
   bool stop_ ONEEMB_GUARDED_BY(mutex_) = false;
-  // Last: they use the rest.
-  std::thread writer_;
-  std::thread reader_;
+  RowWriter writer_;
+  std::thread reader_;  // last: it uses the rest
 };
 
 }  // namespace oneemb

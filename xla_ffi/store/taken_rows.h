@@ -35,7 +35,17 @@ struct TakenRows {
 
   std::vector<std::shared_ptr<const void>> held;  // what they are in
 
+  // The list in memory as near as the rows are; null where it is no nearer.
+  std::shared_ptr<const char> near_list;
+
   const RowList& list() const { return shared == nullptr ? own : *shared; }
+  // The rows, for who is going to use them.
+  const char* const* rows() const {
+    return near_list == nullptr
+               ? list().rows.data()
+               : reinterpret_cast<const char* const*>(near_list.get());
+  }
+  bool empty() const { return shared == nullptr && held.empty(); }
   // Lets go of them, and keeps the memory of the lists.
   void Clear() {
     own.found.clear();
@@ -45,6 +55,7 @@ struct TakenRows {
     prefetched = 0;
     waited = false;
     held.clear();
+    near_list.reset();
   }
 };
 

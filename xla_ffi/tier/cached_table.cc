@@ -1,7 +1,6 @@
 #include "tier/cached_table.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "core/counters.h"
@@ -17,6 +16,7 @@ struct StageMemory {
   void Clear() {
     missing.memory.clear();
     missing.UseMemory();
+    missing.fingerprint = {};
     taken.Clear();
     victims.Clear();
   }
@@ -51,7 +51,10 @@ class Staging {
         recomputed_(standing == Standing::kRecomputed),
         now_(tier_->counters()[kStaged] + 1),
         work_(*MemoryOf(store_)) {}
-  ~Staging() { work_.Clear(); }
+  ~Staging() {
+    tier_->LetGo(&work_.taken);
+    work_.Clear();
+  }
   Staging(const Staging&) = delete;
   Staging& operator=(const Staging&) = delete;
 
@@ -79,8 +82,19 @@ class Staging {
 
   // Gives the missing keys slots, with their rows.
   bool Bring() {
+    RowMover& mover = store_->mover();
+    MissingKeys* const missing = &work_.missing;
+    const bool ahead = !recomputed_ && mover.IsAhead(missing->fingerprint,
+                                                     wanted(), tier_->memory());
+    // Before the device has other things to do.
+    if (!ahead && !tier_->ReadMissing(missing)) return false;
     if (!tier_->ExpectVictims(now(), wanted() - unused())) return false;
-    Fetch();
+    const bool taken = ahead && mover.TakeAhead(missing->fingerprint, wanted(),
+                                                tier_->memory(), &work_.taken);
+    if (!taken) {
+      if (!tier_->ReadMissing(missing)) return false;
+      Fetch();
+    }
     return MakeRoom() && Admit();
   }
 
@@ -150,34 +164,17 @@ class Staging {
   bool Admit() {
     VictimList& victims = work_.victims;
     const int64_t num_unused = std::min(unused(), wanted());
-    const Exchange exchange{dirty_rows_.data(), used(), num_unused,
-                            work_.missing.span(),
-                            work_.taken.list().rows.data()};
+    const Exchange exchange{&dirty_rows_, used(), num_unused,
+                            work_.missing.span(), work_.taken.rows()};
     if (!tier_->Admit(exchange, now(), &victims)) return false;
     written_ = recomputed_ ? 0 : static_cast<int64_t>(victims.dirty.size());
     if (written_ > 0) {
-      FitDirtyRows();
-      store_->mover().Write(std::move(victims.dirty), std::move(dirty_rows_));
+      store_->mover().Write(std::move(victims.dirty), std::move(dirty_rows_),
+                            std::move(victims.arriving));
     }
     admitted_ = victims.count + num_unused;
     tier_->counters()[kSlotsUsed] += static_cast<uint64_t>(num_unused);
     return true;
-  }
-
-  // Rows that wait to be written do not take much more memory than they need,
-  // where there was room for many more than turned out to be dirty.
-  void FitDirtyRows() {
-    SourceVector<Key>& keys = work_.victims.dirty;
-    const int64_t bytes =
-        static_cast<int64_t>(keys.size()) * tier_->row_bytes();
-    AlignedBuffer fitting;
-    if (2 * bytes > dirty_rows_.size() ||
-        !fitting.Resize(bytes, tier_->memory()).ok()) {
-      return;
-    }
-    std::memcpy(fitting.data(), dirty_rows_.data(), static_cast<size_t>(bytes));
-    dirty_rows_ = std::move(fitting);
-    keys.shrink_to_fit();
   }
 
   // How many of the admitted keys have no row.
@@ -199,7 +196,7 @@ class Staging {
     figures.victims += work_.victims.count;
     figures.write_backs += written_;
     // First, so that it is the mover that frees them.
-    work_.taken.Clear();
+    tier_->LetGo(&work_.taken);
     store_->mover().EndStage(resident + admitted_);
     return true;
   }
@@ -327,8 +324,8 @@ bool Prefetch(const TieredTable& table) {
   }
   MissingKeys& missing = MemoryOf(table.store.get())->missing;
   if (!table.tier->FindMissing(&missing)) return false;
-  const int64_t taken =
-      table.store->mover().Prefetch(missing.span(), table.tier->memory());
+  const int64_t taken = table.store->mover().Prefetch(
+      missing.span(), table.tier->memory(), missing.fingerprint);
   table.store->figures().refused += missing.count - taken;
   return true;
 }

@@ -117,8 +117,8 @@ bool CpuTier::ReadRows(const std::vector<int32_t>& slots, char* rows) {
 bool CpuTier::Admit(const Exchange& e, uint32_t now, VictimList* list) {
   const VictimList& victims = *list;
   const int64_t count = std::min(e.keys.size, victims.count + e.num_unused);
-  if (e.dirty_rows != nullptr) {
-    (void)ReadRows(victims.dirty_slots, e.dirty_rows);
+  if (e.dirty_rows->size() > 0) {
+    (void)ReadRows(victims.dirty_slots, e.dirty_rows->data());
   }
   for (const int32_t slot : victims.slots) EvictSlot(view_, slot);
   const auto slot_of = [&](int64_t i) {

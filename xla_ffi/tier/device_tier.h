@@ -15,10 +15,13 @@
 #include "store/buffer_source.h"
 #include "store/key.h"
 #include "store/source_vector.h"
+#include "store/taken_rows.h"
 
 namespace oneemb {
 
-class TableStore;  // store/table_store.h
+class AlignedBuffer;  // store/aligned_buffer.h
+class Arrival;        // store/arrival.h
+class TableStore;     // store/table_store.h
 
 // A slot in use.
 struct SlotEntry {
@@ -29,8 +32,9 @@ struct SlotEntry {
 // Keys that are not in the tier: in memory of its own, as long as it lasts, or
 // in what is kept here.
 struct MissingKeys {
-  Key* keys = nullptr;
+  Key* keys = nullptr;  // null until they are asked for: ReadMissing
   int64_t count = 0;
+  KeyFingerprint fingerprint;  // if it is known
   std::vector<Key> memory;
 
   KeySpan span() const { return {keys, count}; }
@@ -47,6 +51,8 @@ struct VictimList {
   // Keys of those whose row is newer than the Store's. Until they are evicted a
   // device may not know yet which ones that are, and have room for more.
   SourceVector<Key> dirty;
+  // Of their rows, where these were put; null when they are there.
+  std::shared_ptr<Arrival> arriving;
   // Where a tier on the host keeps them.
   std::vector<int32_t> slots;
   std::vector<int32_t> dirty_slots;
@@ -56,6 +62,7 @@ struct VictimList {
     count = 0;
     reserved = 0;
     dirty.clear();
+    arriving.reset();
     slots.clear();
     dirty_slots.clear();
   }
@@ -63,10 +70,13 @@ struct VictimList {
 
 // Keys on their way into slots, as far as there are slots: those of victims,
 // and behind them such that nobody has used, from `first_unused` on. Rows and
-// their list are in memory(): a slot is clean then; one whose row is null is
-// reserved.
+// their list are in memory(), or nearer: a slot is clean then; one whose row is
+// null is reserved.
 struct Exchange {
-  char* dirty_rows;  // where those of dirty victims go; null: nowhere
+  // Keys that the host has not seen are those that the tier has found.
+  // Where those of dirty victims go; empty: nowhere. What turns out to be much
+  // too large is exchanged for another.
+  AlignedBuffer* dirty_rows;
   int64_t first_unused;
   int64_t num_unused;
   KeySpan keys;
@@ -104,7 +114,9 @@ class DeviceTier {
   // digest.
   virtual bool FindMissingAndTouch(uint32_t now, MissingKeys* missing,
                                    uint64_t* digest) = 0;
-  // How many keys that were.
+  // The keys themselves, for the host to see.
+  virtual bool ReadMissing(MissingKeys* /*missing*/) { return true; }
+  // How many keys were there.
   virtual bool CountTouched(int64_t* resident) = 0;
 
   // Victims are likely to be wanted, as ChooseVictims has them with kAny: a
@@ -133,6 +145,10 @@ class DeviceTier {
   // victims are those that were chosen last, of which all is known then.
   virtual bool Admit(const Exchange& exchange, uint32_t now,
                      VictimList* victims) = 0;
+
+  // The rows that were admitted are not needed any more: the tier lets go of
+  // them when it is done with them.
+  virtual void LetGo(TakenRows* rows) { rows->Clear(); }
 
   // The batch is staged, of a table that is in order now; whether no slot is
   // reserved.
