@@ -29,7 +29,7 @@ help:  ## Show this list
 	  | expand -t 16
 
 # Its table ends with 288,000 rows; the cache holds a tenth of them.
-demo := --synthetic --store cached_ssd --cache-mb 4.4 --batch-size 1024
+demo := --synthetic --store cached_ssd --cache-mb 4.5 --batch-size 1024
 .PHONY: demo
 demo: $(stamps)/examples  ## Train a DLRM on synthetic clicks, its table on SSD
 	$(python) examples/dlrm.py $(demo) $(ARGS)

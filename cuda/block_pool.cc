@@ -1,6 +1,7 @@
 #include "cuda/block_pool.h"
 
 #include <algorithm>
+#include <new>
 
 namespace oneemb::gpu {
 namespace {
@@ -17,16 +18,24 @@ int64_t SizeClass(int64_t bytes) {
 
 char* BlockPool::Take(int64_t bytes) {
   const int64_t size = SizeClass(bytes);
-  const std::lock_guard<std::mutex> lock(mutex_);
+  std::unique_lock<std::mutex> lock(mutex_);
   if (Kept* const kept = FindIdle(size); kept != nullptr) {
     kept->idle = false;
     return kept->block.data;
   }
-  blocks_.reserve(blocks_.size() + 1);
-  FreeSpare();
+  const std::vector<Block> spare = TakeSpare(size);
+  lock.unlock();
+  for (const Block& block : spare) Free(block);
   Block block{};
   if (!Make(size, &block)) return nullptr;
-  blocks_.push_back({block, false});
+  lock.lock();
+  try {
+    blocks_.push_back({block, false});
+  } catch (const std::bad_alloc&) {
+    lock.unlock();
+    Free(block);
+    return nullptr;
+  }
   return block.data;
 }
 
@@ -46,21 +55,26 @@ BlockPool::Kept* BlockPool::FindIdle(int64_t size) {
   return found;
 }
 
-// Until no more is idle than is in use.
-void BlockPool::FreeSpare() {
+// What is idle beyond twice what was in use at once, with a block that is going
+// to be: programs take blocks of several sizes in turns.
+std::vector<BlockPool::Block> BlockPool::TakeSpare(int64_t size) {
   int64_t idle = 0;
-  int64_t in_use = 0;
+  int64_t in_use = size;
   for (const Kept& kept : blocks_) {
     (kept.idle ? idle : in_use) += kept.block.bytes;
   }
-  const auto spare = [&](const Kept& kept) {
-    if (!kept.idle || idle <= in_use) return false;
-    idle -= kept.block.bytes;
-    Free(kept.block);
-    return true;
-  };
-  blocks_.erase(std::remove_if(blocks_.begin(), blocks_.end(), spare),
-                blocks_.end());
+  most_in_use_ = std::max(in_use, most_in_use_ - most_in_use_ / 8);
+  std::vector<Block> spare;
+  for (auto kept = blocks_.begin(); kept != blocks_.end();) {
+    if (!kept->idle || idle <= 2 * most_in_use_) {
+      ++kept;
+      continue;
+    }
+    idle -= kept->block.bytes;
+    spare.push_back(kept->block);
+    kept = blocks_.erase(kept);
+  }
+  return spare;
 }
 
 }  // namespace oneemb::gpu

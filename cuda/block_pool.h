@@ -9,8 +9,8 @@
 
 namespace oneemb::gpu {
 
-// Keeps as much as is in use, until the process ends. Take is for threads that
-// may wait for CUDA, Return for any.
+// Keeps at most twice what was in use at once, until the process ends. Take is
+// for threads that may wait for CUDA, Return for any.
 class BlockPool : public BufferSource {
  public:
   char* Take(int64_t bytes) final;
@@ -32,11 +32,13 @@ class BlockPool : public BufferSource {
     Block block;
     bool idle;
   };
+  // These hold mutex_, under which nobody calls CUDA.
   Kept* FindIdle(int64_t size);
-  void FreeSpare();
+  std::vector<Block> TakeSpare(int64_t size);
 
   std::mutex mutex_;
   std::vector<Kept> blocks_;
+  int64_t most_in_use_ = 0;  // bytes; of long ago it counts less
 };
 
 }  // namespace oneemb::gpu

@@ -66,7 +66,6 @@ BoardStep CachedOperation::FindMissingTo(FoundMemory* memory) const {
     ONEEMB_RETURN_IF_CUDA_ERROR(BoardWriter()(board));
     ONEEMB_RETURN_IF_CUDA_ERROR(
         FindMissing(stream_, view_, rules_, ids_, space_.find, &memory->place));
-    ONEEMB_RETURN_IF_CUDA_ERROR(ClearCollectSpace(stream_, space_.collect));
     const GpuTier::Found found = memory->found();
     return CopyFound(stream_, found.place, found.state, found.keys);
   };
@@ -80,9 +79,6 @@ cudaError_t CachedOperation::Serve(const Work& work, void* memory) const {
   board->verdict = 0;
   try {
     board->verdict = work(&tier, table, board) ? 1 : 0;
-    if (auto kept = tier.TakeKept(); kept != nullptr) {
-      caller_->Keep(std::move(kept));
-    }
   } catch (const std::bad_alloc&) {
     return cudaErrorMemoryAllocation;
   }
@@ -94,7 +90,10 @@ cudaError_t CachedOperation::ServeFound(const FoundMemory& memory,
   const auto with_found = [&](GpuTier* tier, const TieredTable& table,
                               Board* books) {
     tier->UseFound(memory.found());
-    return work(tier, table, books);
+    const bool done = work(tier, table, books);
+    // What is not kept waits for the stream.
+    if (done && tier->keeps()) caller_->Keep(tier->TakeKept());
+    return done;
   };
   return Serve(with_found, board);
 }
@@ -111,8 +110,13 @@ cudaError_t CachedOperation::MeetMissing(const Work& work) const {
   FoundMemory memory(0);
   if (!memory.ok) return cudaErrorMemoryAllocation;
   cudaError_t failed = cudaSuccess;
+  const BoardStep find = FindMissingTo(&memory);
+  const auto find_and_clear = [&](void* board) {
+    ONEEMB_RETURN_IF_CUDA_ERROR(find(board));
+    return ClearCollectSpace(stream_, space_.collect);
+  };
   ONEEMB_RETURN_IF_CUDA_ERROR(caller_->Meet(
-      FindMissingTo(&memory),
+      find_and_clear,
       [&](void* board) { failed = ServeFound(memory, work, board); },
       BoardReader(true)));
   return failed;

@@ -20,18 +20,16 @@ namespace {
 constexpr int kSpins = 4000;
 constexpr std::chrono::microseconds kNap{20};
 
-using StreamValue32 = CUresult (*)(CUstream, CUdeviceptr, cuuint32_t,
-                                   unsigned int);
+using StreamValue32 = CUresult(CUstream, CUdeviceptr, cuuint32_t, unsigned);
 
-struct Driver {
-  StreamValue32 write = nullptr;
-  StreamValue32 wait = nullptr;
-};
+StreamValue32* WriteValue() {
+  static const auto write = FindInDriver<StreamValue32>("cuStreamWriteValue32");
+  return write;
+}
 
-cudaError_t GetDriver(Driver* driver) {
-  ONEEMB_RETURN_IF_CUDA_ERROR(
-      FindInDriver("cuStreamWriteValue32", &driver->write));
-  return FindInDriver("cuStreamWaitValue32", &driver->wait);
+StreamValue32* WaitValue() {
+  static const auto wait = FindInDriver<StreamValue32>("cuStreamWaitValue32");
+  return wait;
 }
 
 CUdeviceptr DeviceAddress(volatile uint32_t* word) {
@@ -62,8 +60,9 @@ cudaError_t AllocateBoards(int64_t count, char** boards) {
 }
 
 cudaError_t CallLine::Start() {
-  Driver driver;
-  ONEEMB_RETURN_IF_CUDA_ERROR(GetDriver(&driver));
+  if (WriteValue() == nullptr || WaitValue() == nullptr) {
+    return cudaErrorNotSupported;
+  }
   // The two counts have boards to themselves.
   ONEEMB_RETURN_IF_CUDA_ERROR(AllocateBoards(kBoards + 2, &boards_));
   char* const counts = boards_ + kBoards * kBoardBytes;
@@ -103,7 +102,7 @@ cudaError_t CallLine::AwaitBoard(uint32_t ticket) const {
   while (!HasReached(*reached_, ticket - kBoards + 1) ||
          !HasReached(*done_, ticket - kBoards)) {
     // A stream that has failed comes nowhere any more.
-    const cudaError_t error = cudaStreamQuery(stream_);
+    const cudaError_t error = NotReadyAside(cudaStreamQuery(stream_));
     if (error != cudaSuccess && error != cudaErrorNotReady) return error;
     std::this_thread::sleep_for(kNap);
   }
@@ -123,8 +122,6 @@ cudaError_t CallLine::Queue(uint32_t ticket, const CallFunction& function) {
 
 cudaError_t CallLine::Send(const BoardStep& before,
                            const CallFunction& function, void** board) {
-  Driver driver;
-  ONEEMB_RETURN_IF_CUDA_ERROR(GetDriver(&driver));
   const uint32_t ticket = last_ticket_ + 1;
   ONEEMB_RETURN_IF_CUDA_ERROR(AwaitBoard(ticket));
   *board = boards_ + ticket % kBoards * kBoardBytes;
@@ -136,7 +133,7 @@ cudaError_t CallLine::Send(const BoardStep& before,
     (void)cudaStreamSynchronize(stream_);
     return error;
   }
-  if (driver.write(static_cast<CUstream>(stream_), DeviceAddress(reached_),
+  if (WriteValue()(static_cast<CUstream>(stream_), DeviceAddress(reached_),
                    ticket, CU_STREAM_WRITE_VALUE_DEFAULT) != CUDA_SUCCESS) {
     return cudaErrorNotSupported;
   }
@@ -145,10 +142,8 @@ cudaError_t CallLine::Send(const BoardStep& before,
 }
 
 cudaError_t CallLine::HoldStream() {
-  Driver driver;
-  ONEEMB_RETURN_IF_CUDA_ERROR(GetDriver(&driver));
   const CUresult result =
-      driver.wait(static_cast<CUstream>(stream_), DeviceAddress(done_),
+      WaitValue()(static_cast<CUstream>(stream_), DeviceAddress(done_),
                   last_ticket_, CU_STREAM_WAIT_VALUE_GEQ);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorNotSupported;
 }

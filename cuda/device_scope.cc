@@ -5,21 +5,16 @@
 namespace oneemb::gpu {
 
 DeviceScope::DeviceScope(int device) {
-  CUresult (*get)(CUcontext*) = nullptr;
+  static const auto get = FindInDriver<CUresult(CUcontext*)>("cuCtxGetCurrent");
   CUcontext context = nullptr;
-  if (FindInDriver("cuCtxGetCurrent", &get) == cudaSuccess &&
-      get(&context) == CUDA_SUCCESS) {
-    previous_ = context;
-  }
+  if (get != nullptr && get(&context) == CUDA_SUCCESS) previous_ = context;
   error_ = cudaSetDevice(device);
 }
 
 DeviceScope::~DeviceScope() {
-  CUresult (*set)(CUcontext) = nullptr;
-  if (previous_ == nullptr) return;
-  if (FindInDriver("cuCtxSetCurrent", &set) == cudaSuccess) {
-    (void)set(static_cast<CUcontext>(previous_));
-  }
+  static const auto set = FindInDriver<CUresult(CUcontext)>("cuCtxSetCurrent");
+  if (previous_ == nullptr || set == nullptr) return;
+  (void)set(static_cast<CUcontext>(previous_));
 }
 
 }  // namespace oneemb::gpu

@@ -4,19 +4,17 @@
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
-#include "cuda/launch.h"
-
 namespace oneemb::gpu {
 
-// As the driver has it since CUDA 12.0. Not found is an error.
+// As the driver has it since CUDA 12.0; null if it does not.
 template <class Function>
-cudaError_t FindInDriver(const char* name, Function** function) {
+Function* FindInDriver(const char* name) {
   void* found = nullptr;
   cudaDriverEntryPointQueryResult result{};
-  ONEEMB_RETURN_IF_CUDA_ERROR(cudaGetDriverEntryPointByVersion(
-      name, &found, 12000, cudaEnableDefault, &result));
-  *function = reinterpret_cast<Function*>(found);
-  return found == nullptr ? cudaErrorNotSupported : cudaSuccess;
+  const cudaError_t error = cudaGetDriverEntryPointByVersion(
+      name, &found, 12000, cudaEnableDefault, &result);
+  if (error != cudaSuccess) (void)cudaGetLastError();
+  return error == cudaSuccess ? reinterpret_cast<Function*>(found) : nullptr;
 }
 
 }  // namespace oneemb::gpu

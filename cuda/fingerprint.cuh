@@ -15,9 +15,9 @@ __device__ inline void AddFingerprint(const PlaceArgs& a, uint32_t begin,
   uint64_t sums[2] = {0, 0};
   for (uint32_t k = threadIdx.x; k < count; k += kBlockThreads) {
     const NewKey key = a.new_keys[begin + k];
+    const uint64_t place = uint64_t{begin + k} << 16 | key.table;
     for (int w = 0; w < 2; ++w) {
-      const uint64_t hash = Xxh64(key.id, a.seeds[w] + key.table);
-      sums[w] += Xxh64(hash ^ (begin + k), a.seeds[w]);
+      sums[w] += Xxh64(Xxh64(key.id, a.seeds[w]) ^ place, a.seeds[1 - w]);
     }
   }
   for (int w = 0; w < 2; ++w) {

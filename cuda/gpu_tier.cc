@@ -45,7 +45,9 @@ bool GpuTier::Ok(cudaError_t error) {
 // a thread that sleeps is woken.
 bool GpuTier::Wait() {
   cudaError_t error = cudaErrorNotReady;
-  while (error == cudaErrorNotReady) error = cudaStreamQuery(stream_);
+  while (error == cudaErrorNotReady) {
+    error = NotReadyAside(cudaStreamQuery(stream_));
+  }
   return Ok(error);
 }
 
@@ -149,6 +151,9 @@ bool GpuTier::TakeVictims(uint32_t now, int64_t count,
 bool GpuTier::FindDirty(int64_t* cursor, int64_t most,
                         std::vector<SlotEntry>* dirty) {
   dirty->clear();
+  // What was needed for the slots before.
+  if (!Wait()) return false;
+  kept()->pinned.clear();
   most = std::min(most, kSlots);
   const CollectSpace& space = space_.collect;
   while (dirty->empty() && *cursor < used()) {
@@ -185,10 +190,10 @@ bool GpuTier::ReadRows(const std::vector<int32_t>& slots, char* rows) {
 
 // Rows that wait to be written do not take much more memory than they need,
 // where there was room for many more than turned out to be dirty.
-bool GpuTier::HandOver(SourceBuffer near, AlignedBuffer* dirty_rows,
-                       VictimList* victims) {
+bool GpuTier::HandOver(AlignedBuffer* dirty_rows, VictimList* victims) {
   const auto bytes = static_cast<int64_t>(victims->dirty.size()) * row_bytes();
   if (bytes == 0) return true;
+  SourceBuffer& near = kept()->near;
   const char* const from = near != nullptr ? near.get() : dirty_rows->data();
   AlignedBuffer kept;
   if (2 * bytes <= dirty_rows->size()) {
@@ -204,17 +209,18 @@ bool GpuTier::HandOver(SourceBuffer near, AlignedBuffer* dirty_rows,
     }
     return true;
   }
-  return Ok(carrier_->CopyBack(stream_, std::move(near), bytes,
-                               dirty_rows->data(), &victims->arriving));
+  return Ok(carrier_->CopyBack(stream_, &near, bytes, dirty_rows->data(),
+                               &victims->arriving));
 }
 
 // The victims are on the device still, as they were collected.
 bool GpuTier::Admit(const Exchange& e, uint32_t now, VictimList* victims) {
   if (e.keys.size == 0) return true;
   // Over the bus they go later, if there is room for them here.
-  SourceBuffer near = e.dirty_rows->size() == 0
-                          ? SourceBuffer()
-                          : carrier_->TakeNear(e.dirty_rows->size());
+  SourceBuffer& near = kept()->near;
+  if (e.dirty_rows->size() > 0) {
+    near = carrier_->TakeNear(e.dirty_rows->size());
+  }
   char* const out = near != nullptr ? near.get() : e.dirty_rows->data();
   const bool all_found =
       e.keys.size == static_cast<int64_t>(found_.state->num_new);
@@ -228,14 +234,14 @@ bool GpuTier::Admit(const Exchange& e, uint32_t now, VictimList* victims) {
                               e.keys.size,
                               space_.admissions,
                               now};
-  const bool begun = Ok(ExchangeSlots(stream_, view_, exchange));
+  if (!Ok(ExchangeSlots(stream_, view_, exchange))) return false;
   // Rows that come to memory of the host are to be there.
   const bool here = near == nullptr && e.dirty_rows->size() > 0;
-  if (!(here || !begun ? Wait() : Ok(counted_.Await())) || !begun) return false;
+  if (!(here ? Wait() : Ok(counted_.Await()))) return false;
   victims->count = victim_counts_->all;
   victims->reserved = victim_counts_->reserved;
   victims->dirty.resize(victim_counts_->dirty);
-  return HandOver(std::move(near), e.dirty_rows, victims);
+  return HandOver(e.dirty_rows, victims);
 }
 
 void GpuTier::LetGo(TakenRows* rows) {

@@ -51,7 +51,8 @@ class GpuTier final : public DeviceTier {
   ~GpuTier() override {
     if (kept_ != nullptr) Wait();
   }
-  // The memory that the stream still needs until it comes here; null: none.
+  // The memory that the stream still needs until it comes here, if any.
+  bool keeps() const { return kept_ != nullptr; }
   std::shared_ptr<const void> TakeKept() { return std::move(kept_); }
 
   // What was found before the host had a look: on the device, and its copy in
@@ -126,14 +127,14 @@ class GpuTier final : public DeviceTier {
     // of which nobody wants to know any more.
     std::vector<SourceVector<Key>> dirty_victims;
     TakenRows rows;
+    SourceBuffer near;  // on the device, for dirty rows
   };
   Kept* kept() {
     if (kept_ == nullptr) kept_ = std::make_shared<Kept>();
     return kept_.get();
   }
   bool ClearSpace();
-  bool HandOver(SourceBuffer near, AlignedBuffer* dirty_rows,
-                VictimList* victims);
+  bool HandOver(AlignedBuffer* dirty_rows, VictimList* victims);
   bool BeginVictims(uint32_t now, int64_t count, Victims which);
   int64_t used() const;
 

@@ -26,6 +26,13 @@ inline unsigned NumBlocks(int64_t items, int64_t per_block) {
   return static_cast<unsigned>(items < 1 ? 1 : CeilDiv(items, per_block));
 }
 
+// That a stream is not ready is no error, but CUDA keeps it as one for whoever
+// asks for the last error.
+inline cudaError_t NotReadyAside(cudaError_t error) {
+  if (error == cudaErrorNotReady) (void)cudaGetLastError();
+  return error;
+}
+
 // Cuts one buffer into arrays. Without a buffer it only adds up their sizes.
 class Workspace {
  public:

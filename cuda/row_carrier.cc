@@ -1,5 +1,7 @@
 #include "cuda/row_carrier.h"
 
+#include <algorithm>
+#include <atomic>
 #include <map>
 #include <mutex>
 #include <string>
@@ -14,14 +16,19 @@
 namespace oneemb::gpu {
 namespace {
 
-// Blocks of a device's memory. Others live on what is free there, so a block is
-// at most half of that.
+// Blocks of a device's memory. Others live on what is free there, so a part of
+// the whole is left.
 class DeviceBlocks final : public BlockPool {
  public:
   explicit DeviceBlocks(int device) : device_(device) {}
 
  protected:
   bool Make(int64_t bytes, Block* block) override {
+    // It takes time to ask, and what was refused will be so for a while.
+    if (refusals_ > 0) {
+      --refusals_;
+      return false;
+    }
     const DeviceScope scope(device_);
     size_t available = 0;
     size_t all = 0;
@@ -29,9 +36,12 @@ class DeviceBlocks final : public BlockPool {
     const auto size = static_cast<size_t>(bytes);
     const bool made = scope.error() == cudaSuccess &&
                       cudaMemGetInfo(&available, &all) == cudaSuccess &&
-                      size <= available / 2 &&
+                      size + all / kLeft <= available &&
                       cudaMalloc(&data, size) == cudaSuccess;
-    if (!made) (void)cudaGetLastError();  // it is not an error of the caller's
+    if (!made) {
+      (void)cudaGetLastError();  // it is not an error of the caller's
+      refusals_ = kRefusals;
+    }
     *block = {static_cast<char*>(data), bytes, 0};
     return made;
   }
@@ -41,10 +51,16 @@ class DeviceBlocks final : public BlockPool {
   }
 
  private:
+  static constexpr size_t kLeft = 16;
+  static constexpr int kRefusals = 64;
+
   const int device_;
+  std::atomic<int> refusals_{0};
 };
 
-class CopyOfRows final : public Arrival {
+}  // namespace
+
+class RowCarrier::CopyOfRows final : public Arrival {
  public:
   CopyOfRows(int device, SourceBuffer from)
       : device_(device), from_(std::move(from)) {}
@@ -64,6 +80,16 @@ class CopyOfRows final : public Arrival {
     if (recorded != cudaSuccess) (void)cudaStreamSynchronize(stream);
     begun_ = recorded == cudaSuccess;
     return recorded;
+  }
+
+  // Gives the memory on the device back if the rows have left it. Whether none
+  // is left.
+  bool FreeIfArrived() {
+    // Who has the lock waits for them, and does it then.
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock.owns_lock()) return false;
+    if (begun_ && end_.Query() == cudaSuccess) from_.reset();
+    return from_ == nullptr;
   }
 
   Status Await() override {
@@ -88,8 +114,6 @@ class CopyOfRows final : public Arrival {
   bool begun_ = false;
   Status status_;
 };
-
-}  // namespace
 
 RowCarrier::RowCarrier(int device)
     : device_(device), blocks_(std::make_unique<DeviceBlocks>(device)) {}
@@ -125,7 +149,19 @@ void RowCarrier::Return(char* data, int64_t bytes) {
   PinnedBuffers()->Return(data, bytes);
 }
 
+// Rows may wait long to be written, but not on the device.
+void RowCarrier::FreeArrived() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto free = [](const std::weak_ptr<CopyOfRows>& copy) {
+    const std::shared_ptr<CopyOfRows> known = copy.lock();
+    return known == nullptr || known->FreeIfArrived();
+  };
+  leaving_.erase(std::remove_if(leaving_.begin(), leaving_.end(), free),
+                 leaving_.end());
+}
+
 SourceBuffer RowCarrier::TakeNear(int64_t bytes) {
+  FreeArrived();
   return TakeBuffer(blocks_.get(), bytes);
 }
 
@@ -147,13 +183,18 @@ std::shared_ptr<const char> RowCarrier::CopyNear(const char* data,
   return near;
 }
 
-cudaError_t RowCarrier::CopyBack(cudaStream_t stream, SourceBuffer near,
+cudaError_t RowCarrier::CopyBack(cudaStream_t stream, SourceBuffer* near,
                                  int64_t bytes, char* data,
                                  std::shared_ptr<Arrival>* arriving) {
-  auto copy = std::make_shared<CopyOfRows>(device_, std::move(near));
-  ONEEMB_RETURN_IF_CUDA_ERROR(copy->Begin(stream, bytes, data, out_));
-  *arriving = std::move(copy);
-  return cudaSuccess;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  leaving_.reserve(leaving_.size() + 1);
+  const auto copy = std::make_shared<CopyOfRows>(device_, std::move(*near));
+  leaving_.push_back(copy);
+  const cudaError_t begun = copy->Begin(stream, bytes, data, out_);
+  // The stream may write there still.
+  if (begun != cudaSuccess) (void)cudaStreamSynchronize(stream);
+  if (begun == cudaSuccess) *arriving = copy;
+  return begun;
 }
 
 }  // namespace oneemb::gpu

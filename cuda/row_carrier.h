@@ -6,6 +6,8 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
+#include <vector>
 
 #include "cuda/block_pool.h"
 #include "store/buffer_source.h"
@@ -32,19 +34,25 @@ class RowCarrier final : public BufferSource {
   // Memory of the device; null where that has no room for it.
   SourceBuffer TakeNear(int64_t bytes);
   // Bytes that the stream writes there go on to a buffer of the host, which
-  // outlives their arrival.
-  cudaError_t CopyBack(cudaStream_t stream, SourceBuffer near, int64_t bytes,
+  // outlives their arrival. On an error nothing is on its way any more.
+  cudaError_t CopyBack(cudaStream_t stream, SourceBuffer* near, int64_t bytes,
                        char* data, std::shared_ptr<Arrival>* arriving);
 
  private:
+  class CopyOfRows;
+
   explicit RowCarrier(int device);
   cudaError_t Start();
+  void FreeArrived();
 
   const int device_;
   const std::unique_ptr<BlockPool> blocks_;  // on the device
   // One for each direction: the bus has two.
   cudaStream_t in_ = nullptr;
   cudaStream_t out_ = nullptr;
+
+  std::mutex mutex_;
+  std::vector<std::weak_ptr<CopyOfRows>> leaving_;
 };
 
 }  // namespace oneemb::gpu

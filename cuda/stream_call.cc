@@ -64,7 +64,7 @@ cudaError_t StreamCaller::Tell(const BoardStep& before,
   return tells_.Send(before, function, &board);
 }
 
-// What the stream has asked was answered before it came here.
+// What the stream waited to be told was answered before it came here.
 cudaError_t StreamCaller::Meet(const BoardStep& before,
                                const CallFunction& function,
                                const BoardStep& after) {

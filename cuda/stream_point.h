@@ -28,13 +28,15 @@ class StreamPoint {
   cudaError_t HoldStream(cudaStream_t stream) const {
     return cudaStreamWaitEvent(stream, event_, 0);
   }
+  // Whether the stream has come there: cudaErrorNotReady if not.
+  cudaError_t Query() const { return NotReadyAside(cudaEventQuery(event_)); }
   // This thread sleeps until then.
   cudaError_t Sleep() const { return cudaEventSynchronize(event_); }
   // This thread waits for what takes some microseconds: less than it may take
   // until a thread that sleeps is woken.
   cudaError_t Await() const {
     cudaError_t error = cudaErrorNotReady;
-    while (error == cudaErrorNotReady) error = cudaEventQuery(event_);
+    while (error == cudaErrorNotReady) error = Query();
     return error;
   }
 

@@ -28,9 +28,8 @@ struct KeySpan {
   }
 };
 
-// Tells lists of keys apart that one process has made, in their order, by a
-// random function of that process: of two lists that differ it is the same by
-// no more than a chance in 2^128.
+// Tells lists of keys apart that one process has made, in their order: 128 bits
+// of a function that the process has drawn at random.
 struct KeyFingerprint {
   uint64_t words[2] = {0, 0};
 

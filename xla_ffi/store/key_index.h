@@ -1,4 +1,5 @@
-// Where each key of a batch is in it: made once, searched often.
+// Where each key of a batch is in it: made once, while somebody waits for it,
+// and asked mostly for keys that are not there.
 #pragma once
 
 #include <cstdint>
@@ -9,29 +10,40 @@
 
 namespace oneemb {
 
+// Open addressing, a quarter to a half full. A cell has half of a key's hash
+// and its position: that is small, and the keys are where they are.
 class KeyIndex {
  public:
-  // The keys differ.
-  explicit KeyIndex(KeySpan keys)
-      : buckets_(static_cast<size_t>(NumBuckets(keys.size))) {
-    const IndexView index = View();
+  // The keys differ, are fewer than 2^32, and outlive this.
+  explicit KeyIndex(KeySpan keys) : keys_(keys) {
+    uint64_t num_cells = 2;
+    while (num_cells < 2 * static_cast<uint64_t>(keys.size)) num_cells *= 2;
+    mask_ = num_cells - 1;
+    cells_.resize(num_cells);
     for (int64_t i = 0; i < keys.size; ++i) {
-      InsertKey(index, keys[i], HashKey(keys[i]), static_cast<int32_t>(i));
+      const uint64_t hash = HashKey(keys[i]);
+      uint64_t c = hash & mask_;
+      while (cells_[c] != 0) c = (c + 1) & mask_;
+      cells_[c] = (hash & ~kPositions) | static_cast<uint64_t>(i + 1);
     }
   }
 
   // The position of a key, or -1.
   int64_t Find(Key key, uint64_t hash) const {
-    return FindSlot(View(), key, hash);
+    for (uint64_t c = hash & mask_; cells_[c] != 0; c = (c + 1) & mask_) {
+      if (((cells_[c] ^ hash) & ~kPositions) != 0) continue;
+      const auto i = static_cast<int64_t>(cells_[c] & kPositions) - 1;
+      if (keys_[i] == key) return i;
+    }
+    return -1;
   }
 
  private:
-  IndexView View() const {
-    return {const_cast<Bucket*>(buckets_.data()),
-            static_cast<int64_t>(buckets_.size())};
-  }
+  static constexpr uint64_t kPositions = 0xffffffff;
 
-  std::vector<Bucket> buckets_;
+  const KeySpan keys_;
+  uint64_t mask_ = 0;
+  std::vector<uint64_t> cells_;  // 0: empty
 };
 
 }  // namespace oneemb

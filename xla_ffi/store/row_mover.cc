@@ -58,7 +58,7 @@ RowMover::RowMover(std::shared_ptr<Store> store, int64_t most_rows)
       reader_([this] { ReadAll(); }) {}
 
 void RowMover::Close() {
-  if (store_ == nullptr) return;
+  if (!reader_.joinable()) return;
   writer_.Close(Forked());
   if (Forked()) {
     reader_.detach();  // it is the parent's

@@ -1,6 +1,7 @@
 #include "store/row_writer.h"
 
 #include <algorithm>
+#include <new>
 #include <utility>
 
 namespace oneemb {
@@ -11,7 +12,7 @@ RowWriter::RowWriter(std::shared_ptr<Store> store, int64_t most_rows)
       thread_([this] { WriteAll(); }) {}
 
 void RowWriter::Close(bool forked) {
-  if (store_ == nullptr) return;
+  if (!thread_.joinable()) return;
   if (forked) {
     thread_.detach();
     return;
@@ -22,6 +23,12 @@ void RowWriter::Close(bool forked) {
   }
   changed_.NotifyAll();
   thread_.join();
+  // By this thread: whoever has the writer last may be one that must not wait
+  // for rows to arrive.
+  std::deque<std::shared_ptr<const WriteBatch>> dropped;
+  const MutexLock lock(mutex_);
+  dropped.swap(writes_);
+  waiting_rows_ = 0;
   store_.reset();
 }
 
@@ -64,7 +71,7 @@ void RowWriter::WriteFront() {
 Status RowWriter::AwaitWrites(int64_t most) {
   broken_ = false;
   changed_.NotifyAll();
-  while (waiting_rows_ > most && !broken_) changed_.Wait(mutex_);
+  while (waiting_rows_ > most && !broken_ && !stop_) changed_.Wait(mutex_);
   return broken_ ? error_ : Status();
 }
 
@@ -76,8 +83,15 @@ Status RowWriter::AwaitRoom(int64_t rows) {
 
 void RowWriter::Write(SourceVector<Key> keys, AlignedBuffer rows,
                       std::shared_ptr<Arrival> arriving) {
-  const auto batch = std::make_shared<const WriteBatch>(
-      std::move(keys), std::move(rows), std::move(arriving));
+  std::shared_ptr<const WriteBatch> batch;
+  try {
+    batch = std::make_shared<const WriteBatch>(std::move(keys), std::move(rows),
+                                               std::move(arriving));
+  } catch (const std::bad_alloc&) {
+    // Not before they have arrived may the rows' memory go.
+    if (arriving != nullptr) (void)arriving->Await();
+    throw;
+  }
   const MutexLock lock(mutex_);
   writes_.push_back(batch);
   waiting_rows_ += batch->keys.size();

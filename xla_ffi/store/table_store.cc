@@ -83,7 +83,18 @@ void TableStore::SetStaged(std::shared_ptr<const StagedBatch> batch) {
   staged_.swap(batch);
 }
 
+// The mover's writer may wait for a device, and that for an answer of somebody
+// who wants operations(): most of it is written before.
+void TableStore::DrainAhead() {
+  {
+    const MutexLock operations(operations_);
+    if (retired_) return;
+  }
+  (void)mover_.Drain().ok();
+}
+
 Status TableStore::Replace(const std::string& folder) {
+  DrainAhead();
   const MutexLock operations(operations_);
   if (retired_) {
     return {StatusKind::kUnavailable, folder + ": its Store was closed"};
@@ -97,6 +108,7 @@ Status TableStore::Replace(const std::string& folder) {
 }
 
 void TableStore::Settle(std::vector<Key>* keys, std::vector<char>* rows) {
+  DrainAhead();
   const MutexLock operations(operations_);
   if (!retired_ && !mover_.Drain().ok()) mover_.Waiting(keys, rows);
 }

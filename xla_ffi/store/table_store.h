@@ -103,6 +103,8 @@ class TableStore {
   Status TakeError();
 
  private:
+  void DrainAhead();
+
   const uint64_t nonce_;
   const int64_t row_bytes_;
   TierFigures figures_;

@@ -195,7 +195,7 @@ class Staging {
     figures.stalls += work_.taken.waited ? 1 : 0;
     figures.victims += work_.victims.count;
     figures.write_backs += written_;
-    // First, so that it is the mover that frees them.
+    // First, so that on the host it is the mover that frees them.
     tier_->LetGo(&work_.taken);
     store_->mover().EndStage(resident + admitted_);
     return true;

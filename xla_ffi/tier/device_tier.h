@@ -73,12 +73,12 @@ struct VictimList {
 // their list are in memory(), or nearer: a slot is clean then; one whose row is
 // null is reserved.
 struct Exchange {
-  // Keys that the host has not seen are those that the tier has found.
   // Where those of dirty victims go; empty: nowhere. What turns out to be much
   // too large is exchanged for another.
   AlignedBuffer* dirty_rows;
   int64_t first_unused;
   int64_t num_unused;
+  // Without data, the missing keys as the tier has found them.
   KeySpan keys;
   const char* const* rows;
 };
