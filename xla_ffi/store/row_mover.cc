@@ -213,15 +213,14 @@ Status RowMover::Fetch(KeySpan keys, const Unfound& unfound, Access access,
 
 // Rows that are all in one buffer go nearer to who is going to take them, if
 // there is a place.
-void RowMover::BringNear(std::shared_ptr<AlignedBuffer> memory,
-                         TakenRows* taken) {
+void RowMover::BringNear(const AlignedBuffer& memory, TakenRows* taken) {
   std::shared_ptr<const char> near =
-      memory->source()->CopyNear(memory->data(), memory->size());
+      memory.source()->CopyNear(memory.data(), memory.size());
   if (near == nullptr) return;
   for (const char*& row : taken->own.rows) {
-    if (row != nullptr) row = near.get() + (row - memory->data());
+    if (row != nullptr) row = near.get() + (row - memory.data());
   }
-  taken->near_list = memory->source()->CopyNear(
+  taken->near_list = memory.source()->CopyNear(
       reinterpret_cast<const char*>(taken->own.rows.data()),
       static_cast<int64_t>(taken->own.rows.size() * sizeof(const char*)));
   taken->held = {std::move(near)};
@@ -235,7 +234,7 @@ Status RowMover::FindRest(KeySpan keys, const std::vector<int64_t>& positions,
   // Of a batch that is read ahead all rows are copied: else a few of them would
   // keep all that came down together.
   Unfound unfound;
-  const Status waiting =
+  Status waiting =
       FindWaiting(keys, positions, ahead ? nullptr : source, taken, &unfound);
   if (!waiting.ok()) SetFailed(positions, taken);
   if (unfound.size() == 0 || !waiting.ok()) return waiting;
@@ -248,7 +247,7 @@ Status RowMover::FindRest(KeySpan keys, const std::vector<int64_t>& positions,
     return status;
   }
   status = Fetch(keys, unfound, access, memory, taken);
-  if (ahead) BringNear(std::move(memory), taken);
+  if (ahead) BringNear(*memory, taken);
   return status;
 }
 

@@ -145,8 +145,7 @@ class RowMover {
   Status FindRest(KeySpan keys, const std::vector<int64_t>& positions,
                   Access access, BufferSource* source, bool ahead,
                   TakenRows* taken);
-  static void BringNear(std::shared_ptr<AlignedBuffer> memory,
-                        TakenRows* taken);
+  static void BringNear(const AlignedBuffer& memory, TakenRows* taken);
   bool AwaitDone(const ReadBatch& batch);
   void Drop(const std::shared_ptr<ReadBatch>& batch);
 

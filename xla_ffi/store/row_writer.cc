@@ -56,8 +56,8 @@ void RowWriter::WriteFront() {
     writes_.pop_front();
   } else {
     broken_ = true;
-    error_ = status;
     if (untold_.ok()) untold_ = status;
+    error_ = std::move(status);
   }
   changed_.NotifyAll();
   // It may take long to free it.
