@@ -195,16 +195,16 @@ bool GpuTier::HandOver(AlignedBuffer* dirty_rows, VictimList* victims) {
   if (bytes == 0) return true;
   SourceBuffer& near = kept()->near;
   const char* const from = near != nullptr ? near.get() : dirty_rows->data();
-  AlignedBuffer kept;
+  AlignedBuffer too_large;
   if (2 * bytes <= dirty_rows->size()) {
     AlignedBuffer fitting;
     if (fitting.Resize(bytes, memory()).ok()) {
       victims->dirty.shrink_to_fit();
-      kept = std::exchange(*dirty_rows, std::move(fitting));
+      too_large = std::exchange(*dirty_rows, std::move(fitting));
     }
   }
   if (near == nullptr) {
-    if (kept.size() > 0) {
+    if (too_large.size() > 0) {
       std::memcpy(dirty_rows->data(), from, static_cast<size_t>(bytes));
     }
     return true;
