@@ -26,6 +26,10 @@ inline unsigned NumBlocks(int64_t items, int64_t per_block) {
   return static_cast<unsigned>(items < 1 ? 1 : CeilDiv(items, per_block));
 }
 
+// Whether a batch of `n` positions is too small to give every multiprocessor
+// much work.
+inline bool IsSmallBatch(int64_t n) { return n <= int64_t{1} << 17; }
+
 // That a stream is not ready is no error, but CUDA keeps it as one for whoever
 // asks for the last error.
 inline cudaError_t NotReadyAside(cudaError_t error) {

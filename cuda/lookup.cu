@@ -297,9 +297,7 @@ LookupArgs MakeArgs(const TableView& table, const TableRules& rules,
 }
 
 // Small batches have too few warps to keep the memory busy.
-bool IsSmall(int64_t n) { return n <= (1 << 17); }
-
-int32_t WarpIds(int64_t n) { return IsSmall(n) ? kWarp / 2 : kWarp; }
+int32_t WarpIds(int64_t n) { return IsSmallBatch(n) ? kWarp / 2 : kWarp; }
 
 int64_t LookupBlocks(int64_t n) { return CeilDiv(n, kBlockWarps * WarpIds(n)); }
 
@@ -318,9 +316,9 @@ cudaError_t LaunchLookup(cudaStream_t stream, const LookupArgs& args,
   if (hooks != nullptr) {
     ONEEMB_RETURN_IF_CUDA_ERROR(hooks->after_find(args.state));
   }
-  const int64_t items = IsSmall(n) ? 1 : 8;
-  const auto fill = IsSmall(n) ? FillKernel<Access, kWidth, 1>
-                               : FillKernel<Access, kWidth, 8>;
+  const int64_t items = IsSmallBatch(n) ? 1 : 8;
+  const auto fill = IsSmallBatch(n) ? FillKernel<Access, kWidth, 1>
+                                    : FillKernel<Access, kWidth, 8>;
   const int64_t blocks = 1 + CeilDiv(n, items * kBlockThreads);
   return LaunchNext(stream, fill, static_cast<unsigned>(blocks), args);
 }

@@ -21,9 +21,6 @@ constexpr int64_t kNumberTile = kNumberItems * kBlockThreads;
 static_assert(kBlockThreads == SortPlan::kMaxDigits,
               "a thread looks after one digit");
 
-// Whether a batch is too small to give every multiprocessor much work.
-bool IsSmall(int64_t n) { return n <= (1 << 17); }
-
 // How often a block has seen each digit of the passes of the sort.
 struct DigitCounts {
   uint32_t counts[SortPlan::kMaxPasses][SortPlan::kMaxDigits];
@@ -447,8 +444,8 @@ __global__ __launch_bounds__(kBlockThreads) void AssignKernel(
 
 cudaError_t PlaceFind(cudaStream_t stream, const PlaceArgs& args) {
   const int64_t n = args.batch.size;
-  const int64_t items = IsSmall(n) ? 1 : 2;
-  const auto place = IsSmall(n) ? PlaceKernel<1> : PlaceKernel<2>;
+  const int64_t items = IsSmallBatch(n) ? 1 : 2;
+  const auto place = IsSmallBatch(n) ? PlaceKernel<1> : PlaceKernel<2>;
   place<<<NumBlocks(n, items * kBlockThreads), kBlockThreads, 0, stream>>>(
       args);
   return cudaGetLastError();
@@ -476,7 +473,7 @@ void TakePlaceZeros(int64_t n, int64_t num_keys, bool shared_keys,
                     Workspace* workspace, PlaceArgs* args) {
   args->sort = PlanSort(n, num_keys);
   // Of a small batch the longest search is what a call waits for.
-  const int64_t cells = (IsSmall(n) ? 8 : 2) * n;
+  const int64_t cells = (IsSmallBatch(n) ? 8 : 2) * n;
   args->num_cells = 2;
   while (args->num_cells < cells) args->num_cells *= 2;
   args->state = workspace->Take<PlaceState>(1);

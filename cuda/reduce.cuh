@@ -32,7 +32,7 @@ inline void ShareWindows(ReduceArgs* args) {
   const int groups = kWarp / args->shape.lanes;  // rows side by side
   args->windows_per_warp = 1;
   args->warps_per_window = 1;
-  if (args->n <= (1 << 17)) {
+  if (IsSmallBatch(args->n)) {
     args->warps_per_window = groups > 1 ? 2 : 4;
   } else if (args->n <= (1 << 19)) {
     args->warps_per_window = 2;

@@ -232,7 +232,7 @@ SortPlan PlanSort(int64_t n, int64_t num_keys) {
   plan.passes = static_cast<int>(CeilDiv(bits, SortPlan::kMaxDigitBits));
   plan.digit_bits = static_cast<int>(CeilDiv(bits, plan.passes));
   // Small tiles keep every multiprocessor busy, large ones write longer runs.
-  plan.tile_bits = n <= (1 << 17) ? 9 : 11;
+  plan.tile_bits = IsSmallBatch(n) ? 9 : 11;
   plan.num_tiles = CeilDiv(n, int64_t{1} << plan.tile_bits);
   plan.group_tiles = 1;
   while (plan.group_tiles * plan.group_tiles < plan.num_tiles) {
