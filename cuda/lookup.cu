@@ -316,9 +316,9 @@ cudaError_t LaunchLookup(cudaStream_t stream, const LookupArgs& args,
   if (hooks != nullptr) {
     ONEEMB_RETURN_IF_CUDA_ERROR(hooks->after_find(args.state));
   }
-  const int64_t items = IsSmallBatch(n) ? 1 : 8;
+  const int64_t items = IsSmallBatch(n) ? 1 : 4;
   const auto fill = IsSmallBatch(n) ? FillKernel<Access, kWidth, 1>
-                                    : FillKernel<Access, kWidth, 8>;
+                                    : FillKernel<Access, kWidth, 4>;
   const int64_t blocks = 1 + CeilDiv(n, items * kBlockThreads);
   return LaunchNext(stream, fill, static_cast<unsigned>(blocks), args);
 }

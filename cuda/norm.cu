@@ -18,8 +18,7 @@ class SquareSink {
   __device__ SquareSink(const Args& args, const RowShape& shape, Shared* shared)
       : a_(args), shape_(shape), shared_(shared) {}
 
-  template <int kWidth>
-  __device__ void Prefetch(uint32_t, const LaneGroup&) const {}
+  __device__ void Prefetch(uint32_t /*slot*/, int /*column*/) const {}
 
   template <int kWidth, class Gradient>
   __device__ void Row(uint32_t slot, const LaneGroup& group,

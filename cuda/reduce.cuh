@@ -12,12 +12,12 @@
 
 #include <cstdint>
 
+#include "cuda/block_list.cuh"
 #include "cuda/chain.cuh"
+#include "cuda/gradients.cuh"
 #include "cuda/reducer.cuh"
 
 namespace oneemb::gpu {
-
-constexpr int kMaxWindows = 2;  // of a warp
 
 // A block has few warps: its room is free only when the last of them is done,
 // and some climb the tree while the others wait.
@@ -42,215 +42,145 @@ inline void ShareWindows(ReduceArgs* args) {
   }
 }
 
-// Where the row of entry `end` (the first of a window) begins; for a whole
-// warp.
+// Where several warps share a window, the batch is so small that all of its
+// gradients fit into the cache: warp `sub` of them asks for its share of each.
 template <class Reduce>
-__device__ int32_t FindRowBegin(const Reduce& reduce, int32_t window,
-                                uint32_t slot) {
-  const int32_t before = window - kWarp + Lane();
-  const uint32_t differs =
-      __ballot_sync(kAllLanes, before < 0 || reduce.SlotAt(before) != slot);
-  if (differs != 0) return window - __clz(differs);
-  int32_t low = 0;
-  int32_t high = window - kWarp;  // of this row
-  while (low < high) {
-    const int32_t step = (high - low + kWarp - 1) / kWarp;
-    const int32_t i = low + Lane() * step;
-    const bool below = i < high && reduce.SlotAt(i) < slot;
-    const int count = __popc(__ballot_sync(kAllLanes, below));
-    if (count == 0) return low;
-    const int32_t reached = low + count * step;
-    low += (count - 1) * step + 1;
-    high = high < reached ? high : reached;
+__device__ void PrefetchShare(const Reduce& reduce, const WindowSlots& slots,
+                              int sub,
+                              WindowShared<typename Reduce::Storage>* shared) {
+  reduce.PrefetchShare(shared->gradients[Lane()], sub);
+  // Of the entries behind the window, those that its last row goes on to.
+  const uint32_t last = __shfl_sync(kAllLanes, slots.windows[0], kWarp - 1);
+  if (slots.windows[1] == last) {
+    reduce.PrefetchShare(shared->gradients[kWarp + Lane()], sub);
   }
-  return low;
 }
 
-// A block of entries that begins in the windows of a warp, packed for shared
-// memory.
-struct BlockItem {
-  uint32_t bits;
-
-  // From the first window's beginning.
-  __device__ int offset() const { return static_cast<int>(bits & 0xff); }
-  __device__ int window() const { return offset() / kWarp; }
-  __device__ int count() const { return static_cast<int>(bits >> 8 & 63); }
-  __device__ bool whole() const { return (bits >> 14 & 1) != 0; }
-  __device__ bool first() const { return (bits >> 15 & 1) != 0; }
-};
-
-__device__ __forceinline__ BlockItem MakeBlockItem(int offset, int count,
-                                                   bool whole, bool first) {
-  return {static_cast<uint32_t>(offset) | static_cast<uint32_t>(count) << 8 |
-          (whole ? 1U << 14 : 0U) | (first ? 1U << 15 : 0U)};
+// Asks for what a group needs of the block that it sums next.
+template <class Reduce, class Sink>
+__device__ __forceinline__ void PrefetchNext(
+    const Reduce& reduce, const WindowShared<typename Reduce::Storage>& shared,
+    int next, const Sink& sink) {
+  const BlockItem item = shared.items[next];
+  if (!reduce.HasColumns()) return;
+  PrefetchLine(shared.gradients[item.offset()] + reduce.FirstColumn());
+  if (item.whole()) {
+    sink.Prefetch(shared.slots[item.offset()], reduce.FirstColumn());
+  }
 }
 
-// What a warp knows of its windows.
-template <class Storage>
-struct WindowShared {
-  // The gradients of its entries and of those that follow.
-  const Storage* gradients[(kMaxWindows + 1) * kWarp];
-  BlockItem items[kMaxWindows * kWarp];  // the blocks that begin there
-  // Where the row began that a window's first entry is in.
-  int32_t continued[kMaxWindows];
-  uint32_t touched[kWarp];  // nobody reads it
-};
-
-// Lists the blocks that begin in window `w` of a warp, as items from `count`
-// on; for the whole warp. `entry` and `next_entry` are this lane's of that
-// window and of the next one. Returns the number of items.
-template <class Reduce>
-__device__ int ListBlocks(const Reduce& reduce, int32_t begin, int w,
-                          SlotPosition entry, SlotPosition next_entry,
-                          uint32_t sentinel, int count,
-                          WindowShared<typename Reduce::Storage>* shared) {
-  const int lane = Lane();
-  const int32_t window = begin + w * kWarp;
-  const uint32_t slot = static_cast<uint32_t>(entry >> 32);
-  const uint32_t next = static_cast<uint32_t>(next_entry >> 32);
-  uint32_t before = __shfl_up_sync(kAllLanes, slot, 1);
-  if (lane == 0) before = window > 0 ? reduce.SlotAt(window - 1) : ~slot;
-  const uint32_t last = __shfl_sync(kAllLanes, slot, kWarp - 1);
-  uint32_t before_next = __shfl_up_sync(kAllLanes, next, 1);
-  if (lane == 0) before_next = last;
-  const uint32_t heads_here = __ballot_sync(kAllLanes, slot != before);
-  const uint64_t heads_next = __ballot_sync(kAllLanes, next != before_next);
-  const uint64_t heads = heads_here | heads_next << kWarp;
-  uint32_t starts = heads_here & __ballot_sync(kAllLanes, slot != sentinel);
-  const uint32_t first_slot = __shfl_sync(kAllLanes, slot, 0);
-  if ((heads_here & 1) == 0 && first_slot != sentinel) {
-    const int32_t row_begin = FindRowBegin(reduce, window, first_slot);
-    if (lane == 0) shared->continued[w] = row_begin;
-    const int into = static_cast<int>((window - row_begin) % kSumBlock);
-    const int start = (kSumBlock - into) % kSumBlock;
-    const int row_end = heads_here == 0 ? kWarp : __ffs(heads_here) - 1;
-    if (start < row_end) starts |= 1U << start;
+// Where rows are narrow, a warp asks for all that it steps by itself at once.
+template <class Storage, class Sink>
+__device__ __forceinline__ void PrefetchRows(
+    const WindowShared<Storage>& shared, int count, const Sink& sink) {
+  for (int i = Lane(); i < count; i += kWarp) {
+    const BlockItem item = shared.items[i];
+    if (item.whole()) sink.Prefetch(shared.slots[item.offset()], 0);
   }
-  if ((starts >> lane & 1) != 0) {
-    const int to_head = __ffsll(static_cast<long long>(heads >> (lane + 1)));
-    const bool ends = to_head != 0 && to_head <= kSumBlock;
-    const bool first = (heads_here >> lane & 1) != 0;
-    shared->items[count + __popc(starts & LowerLanes())] = MakeBlockItem(
-        w * kWarp + lane, ends ? to_head : kSumBlock, first && ends, first);
-  }
-  return count + __popc(starts);
 }
 
-// Lists the blocks that begin in the windows of a warp, from entry `begin` on;
-// for the whole warp. Returns their number.
-template <class Reduce>
-__device__ int ListWindows(const Reduce& reduce, int32_t begin, int num_windows,
-                           int sub, uint32_t sentinel,
-                           WindowShared<typename Reduce::Storage>* shared) {
-  SlotPosition entries[kMaxWindows + 1];
-  uint32_t last_slot = sentinel;
-  uint32_t touched = 0;
-#pragma unroll
-  for (int w = 0; w <= kMaxWindows; ++w) {
-    if (w > num_windows) break;
-    entries[w] = reduce.EntryAt(begin + w * kWarp + Lane());
-    const uint32_t slot = static_cast<uint32_t>(entries[w] >> 32);
-    const auto* const gradient = reduce.Gradient(entries[w]);
-    shared->gradients[w * kWarp + Lane()] = gradient;
-    // Of the entries behind the windows, those that their last row goes on to.
-    const bool wanted = w < num_windows || slot == last_slot;
-    if (reduce.IsShort() && wanted) touched ^= reduce.Touch(gradient);
-    if (wanted) reduce.PrefetchShare(gradient, sub);
-    last_slot = __shfl_sync(kAllLanes, slot, kWarp - 1);
+// Sums one block of the windows that begin at entry `first`, and with it all
+// that is then complete; for a whole group.
+template <class Reduce, class Gradients, class Sink>
+__device__ __forceinline__ void SumItem(
+    const Reduce& reduce, const Gradients& gradients,
+    const WindowShared<typename Reduce::Storage>& shared, int32_t first,
+    BlockItem item, Sink* sink) {
+  constexpr int kWidth = Gradients::kWidth;
+  bool finite = true;
+  const auto sum_block = [&](int column) {
+    const Columns<kWidth> sum =
+        reduce.SumBlock(gradients.From(item.offset(), column), item.count());
+    finite = finite && reduce.AllFinite(sum);
+    return sum;
+  };
+  const int32_t entry = first + item.offset();
+  const RowEntries row{item.first() ? entry : shared.continued[item.window()],
+                       shared.slots[item.offset()]};
+  bool is_root = item.whole();
+  if (!is_root) {
+    const int32_t block = (entry - row.begin) / kSumBlock;
+    float* const partial = reduce.Partial(row, block);
+    reduce.ForColumns(
+        [&](int c) { StoreFloats<kWidth>(partial + c, sum_block(c)); });
+    is_root = reduce.Climb(row, block);
   }
-  int count = 0;
-#pragma unroll
-  for (int w = 0; w < kMaxWindows; ++w) {
-    if (w == num_windows) break;
-    count = ListBlocks(reduce, begin, w, entries[w], entries[w + 1], sentinel,
-                       count, shared);
+  if (is_root) {
+    const float* const root = reduce.Partial(row, 0);
+    sink->template Row<kWidth>(row.slot, reduce.group(), [&](int column) {
+      return item.whole() ? sum_block(column)
+                          : reduce.LoadPartial(root, column);
+    });
   }
-  if (reduce.IsShort()) shared->touched[Lane()] = touched;
-  __syncwarp();
-  return count;
+  reduce.ReportFinite(finite, shared.gradients + item.offset(), item.count());
 }
 
-// What happens to the sums is up to the sink, which is called by whole groups:
-//   Prefetch<kWidth>(slot, group)       asks for a row ahead of time
-//   Row<kWidth>(slot, group, gradient)  takes a row's sum; gradient(column) is
-//                                       one column vector of it
-template <class Access, class Sink, int kWidth>
+// What happens to the sums is up to the sink:
+//   Prefetch(slot, column)              asks for a part of a row ahead of time
+//   Row<kWidth>(slot, group, gradient)  takes a row's sum, for a whole group;
+//                                       gradient(column) is one column vector
+template <class Gradients, class Sink>
 __global__ __launch_bounds__(kReduceThreads, 12) void ReduceKernel(
     const __grid_constant__ ReduceArgs a,
     const __grid_constant__ typename Sink::Args sink_args) {
-  using Storage = typename Access::Storage;
-  __shared__ WindowShared<Storage> windows[kReduceWarps];
-  __shared__ typename Sink::Shared shared[kReduceWarps];
+  __shared__ WindowShared<typename Gradients::Storage> windows[kReduceWarps];
+  __shared__ typename Gradients::Shared staged[kReduceWarps];
+  __shared__ typename Sink::Shared sink_shared[kReduceWarps];
   WaitForPrevious();
   if (*a.active == 0) return;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int64_t index = int64_t{blockIdx.x} * kReduceWarps + warp;
   const int64_t begin = index / a.warps_per_window * a.windows_per_warp * kWarp;
   if (begin >= a.n) return;
-  const LaneGroup group = MakeLaneGroup(a.shape.lanes);
-  const Reducer<Access, kWidth> reduce(a, group);
-  WindowShared<Storage>& mine = windows[warp];
   const auto first = static_cast<int32_t>(begin);
   const int sub = static_cast<int>(index % a.warps_per_window);
-  const int count =
-      ListWindows(reduce, first, a.windows_per_warp, sub, a.sentinel, &mine);
-  Sink sink(sink_args, a.shape, &shared[warp]);
+  const LaneGroup group = MakeLaneGroup(a.shape.lanes);
+  const Reducer<typename Gradients::Elements> reduce(a, group);
+  auto& shared = windows[warp];
+  const WindowSlots slots = ReadWindows(reduce, first, &shared);
+  // Searching for what begins where takes a while: gradients come meanwhile.
+  const Gradients gradients(&staged[warp], shared.gradients, a.shape);
+  const int own = a.windows_per_warp * kWarp;
+  gradients.Ask(0, own);
+  if (!Gradients::kStaged && a.warps_per_window > 1) {
+    PrefetchShare(reduce, slots, sub, &shared);
+  }
+  Sink sink(sink_args, a.shape, &sink_shared[warp]);
+  const int count = ListWindows(reduce, first, slots, &shared);
+  if (count > 0) gradients.Ask(own, shared.items[count - 1].end());
+  if (Gradients::kStaged) PrefetchRows(shared, count, sink);
+  gradients.Await();
   const int groups = kWarp / a.shape.lanes;
   const int stride = groups * a.warps_per_window;
   for (int i = sub * groups + Lane() / a.shape.lanes; i < count; i += stride) {
-    const BlockItem item = mine.items[i];
-    const Storage* const* const gradients = mine.gradients + item.offset();
-    const int32_t entry = first + item.offset();
-    const uint32_t slot = reduce.SlotAt(entry);
-    if (i + stride < count) {
-      const BlockItem next = mine.items[i + stride];
-      reduce.Prefetch(mine.gradients[next.offset()]);
-      if (next.whole()) {
-        sink.template Prefetch<kWidth>(reduce.SlotAt(first + next.offset()),
-                                       group);
-      }
+    if (!Gradients::kStaged && i + stride < count) {
+      PrefetchNext(reduce, shared, i + stride, sink);
     }
-    bool finite = true;
-    const auto sum_block = [&](int column) {
-      const Columns<kWidth> sum =
-          reduce.SumBlock(gradients, item.count(), column);
-      finite = finite && reduce.AllFinite(sum);
-      return sum;
-    };
-    const RowEntries row{item.first() ? entry : mine.continued[item.window()],
-                         slot};
-    bool is_root = item.whole();
-    if (!is_root) {
-      const int32_t block = (entry - row.begin) / kSumBlock;
-      for (int c = reduce.FirstColumn(); c < a.shape.dim;
-           c += reduce.ColumnStep()) {
-        StoreFloats<kWidth>(reduce.Partial(row, block) + c, sum_block(c));
-      }
-      is_root = reduce.Climb(row, block);
-    }
-    if (is_root) {
-      const float* const root = reduce.Partial(row, 0);
-      sink.template Row<kWidth>(slot, group, [&](int column) {
-        return item.whole() ? sum_block(column)
-                            : reduce.LoadPartial(root, column);
-      });
-    }
-    if (a.non_finite != nullptr && group.Any(!finite)) {
-      reduce.CountNonFinite(gradients, item.count());
-    }
+    SumItem(reduce, gradients, shared, first, shared.items[i], &sink);
   }
+}
+
+// Launches it for rows read kWidth columns at a time.
+template <class Sink, class Access, int kWidth>
+cudaError_t LaunchReduceBy(cudaStream_t stream, const ReduceArgs& args,
+                           const typename Sink::Args& sink) {
+  using Staged = StagedGradients<Access, kWidth>;
+  const auto kernel =
+      Staged::Fits(args.shape)
+          ? ReduceKernel<Staged, Sink>
+          : ReduceKernel<GradientsInPlace<Access, kWidth>, Sink>;
+  const int64_t warps =
+      CeilDiv(args.n, args.windows_per_warp * kWarp) * args.warps_per_window;
+  return LaunchNext<kReduceThreads>(stream, kernel,
+                                    NumBlocks(warps, kReduceWarps), args, sink);
 }
 
 template <class Sink, class Access>
 cudaError_t LaunchReduce(cudaStream_t stream, const ReduceArgs& args,
                          const typename Sink::Args& sink, int width) {
   if (args.n == 0) return cudaSuccess;
-  const int64_t warps =
-      CeilDiv(args.n, args.windows_per_warp * kWarp) * args.warps_per_window;
-  const unsigned blocks = NumBlocks(warps, kReduceWarps);
-  const auto kernel = width == 4 ? ReduceKernel<Access, Sink, 4>
-                                 : ReduceKernel<Access, Sink, 1>;
-  return LaunchNext<kReduceThreads>(stream, kernel, blocks, args, sink);
+  return width == 4 ? LaunchReduceBy<Sink, Access, 4>(stream, args, sink)
+                    : LaunchReduceBy<Sink, Access, 1>(stream, args, sink);
 }
 
 }  // namespace oneemb::gpu

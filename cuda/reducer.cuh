@@ -72,25 +72,41 @@ __device__ __forceinline__ void PrefetchLine(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
+// Adds to a word, after all that the group around it has written. Unlike a
+// fence, it leaves the first-level cache as it is.
+__device__ __forceinline__ uint32_t AddRelease(uint32_t* to, uint32_t value) {
+  uint32_t before;
+  asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(to), "r"(value)
+               : "memory");
+  return before;
+}
+
 __device__ __forceinline__ bool IsFinite(float x) {
   return (FloatBits(x) & ~kFloatSign) < kFloatInfinity;
 }
 
-template <class Access, int kWidth>
+// Elements: the Packed of its gradients.
+template <class Elements>
 class Reducer {
  public:
-  using Storage = typename Access::Storage;
+  using Storage = typename Elements::Storage;
+  static constexpr int kWidth = Elements::kColumns;
   using Vector = Columns<kWidth>;
-  using Elements = Packed<Access, kWidth>;
   // Loads under way at once, for each lane.
   static constexpr int kAhead = 4;
 
   __device__ Reducer(const ReduceArgs& args, const LaneGroup& group)
       : a_(args), group_(group) {}
 
-  // Entry i; behind the last one, one without a row.
+  __device__ const LaneGroup& group() const { return group_; }
+  __device__ int num_windows() const { return a_.windows_per_warp; }
+  __device__ uint32_t sentinel() const { return a_.sentinel; }
+
+  // Entry i; before the first and behind the last one, one without a row.
   __device__ SlotPosition EntryAt(int32_t i) const {
-    return i < a_.n ? a_.entries[i] : SlotPosition{a_.sentinel} << 32;
+    return 0 <= i && i < a_.n ? a_.entries[i] : SlotPosition{a_.sentinel} << 32;
   }
   __device__ uint32_t SlotAt(int32_t i) const {
     return static_cast<uint32_t>(EntryAt(i) >> 32);
@@ -104,57 +120,44 @@ class Reducer {
            (position - placed.begin) * a_.shape.dim;
   }
 
-  // The first columns of this lane, and the step to its next ones.
+  // The first columns of this lane, if it has any.
   __device__ int FirstColumn() const { return group_.lane * kWidth; }
-  __device__ int ColumnStep() const { return group_.lanes * kWidth; }
+  __device__ bool HasColumns() const { return FirstColumn() < a_.shape.dim; }
+
+  // Calls f with the first column of each vector of this lane.
+  template <class F>
+  __device__ void ForColumns(const F& f) const {
+    const int step = group_.lanes * kWidth;
+    for (int c = FirstColumn(); c < a_.shape.dim; c += step) f(c);
+  }
 
   // One column vector of the sum over `count` gradients, at most 32, from left
   // to right. -0 before them changes no bit of any sum.
-  static __device__ Vector SumBlock(const Storage* const* gradients, int count,
-                                    int column) {
+  template <class Run>
+  static __device__ Vector SumBlock(const Run& gradients, int count) {
     Vector sum = NegativeZero();
-    for (int k = 0; k < count; k += kAhead) {
+    int k = 0;
+    for (; k + kAhead <= count; k += kAhead) {
       typename Elements::Type words[kAhead];
 #pragma unroll
-      for (int j = 0; j < kAhead; ++j) {
-        if (k + j >= count) continue;
-        words[j] = Elements::LoadConstant(gradients[k + j] + column);
-      }
+      for (int j = 0; j < kAhead; ++j) words[j] = gradients.Get(k + j);
 #pragma unroll
-      for (int j = 0; j < kAhead; ++j) {
-        if (k + j < count) Add(Elements::Unpack(words[j]), &sum);
-      }
+      for (int j = 0; j < kAhead; ++j) Add(Elements::Unpack(words[j]), &sum);
+    }
+    typename Elements::Type words[kAhead - 1];
+#pragma unroll
+    for (int j = 0; j < kAhead - 1; ++j) {
+      if (k + j < count) words[j] = gradients.Get(k + j);
+    }
+#pragma unroll
+    for (int j = 0; j < kAhead - 1; ++j) {
+      if (k + j < count) Add(Elements::Unpack(words[j]), &sum);
     }
     return sum;
   }
 
-  // Asks for a gradient, to be in the cache later.
-  __device__ void Prefetch(const Storage* gradient) const {
-    if (FirstColumn() < a_.shape.dim) PrefetchLine(gradient + FirstColumn());
-  }
-
-  // Brings a short gradient into the first-level cache, by reading a word of
-  // every sector: what a prefetch asks for is a whole line, of which a short
-  // gradient is a part. Returns something, so that the loads have a purpose.
-  __device__ uint32_t Touch(const Storage* gradient) const {
-    constexpr int kSector = 32;
-    const int bytes = a_.shape.dim * int{sizeof(Storage)};
-    const char* const from = reinterpret_cast<const char*>(gradient);
-    uint32_t words = 0;
-    for (int at = 0; at < bytes; at += kSector) {
-      words ^= __ldg(reinterpret_cast<const uint16_t*>(from + at));
-    }
-    return words;
-  }
-
-  __device__ bool IsShort() const {
-    return a_.shape.dim * int{sizeof(Storage)} <= kLine;
-  }
-
-  // Where several warps share a window, the batch is so small that all of its
-  // gradients fit into the cache: each warp asks for a share of every gradient.
+  // Asks for share `sub` of a gradient.
   __device__ void PrefetchShare(const Storage* gradient, int sub) const {
-    if (a_.warps_per_window == 1 || IsShort()) return;
     constexpr int kColumns = kLine / int{sizeof(Storage)};
     const int step = a_.warps_per_window * kColumns;
     for (int c = sub * kColumns; c < a_.shape.dim; c += step) {
@@ -162,17 +165,19 @@ class Reducer {
     }
   }
 
-  // Says that a sum over these gradients was not finite.
-  __device__ void CountNonFinite(const Storage* const* gradients,
-                                 int count) const {
+  // Counts the gradients of a sum that are not finite, if the sum was not; for
+  // a whole group.
+  __device__ void ReportFinite(bool finite, const Storage* const* gradients,
+                               int count) const {
+    if (a_.non_finite == nullptr || !group_.Any(!finite)) return;
     uint64_t found = 0;
     for (int k = 0; k < count; ++k) {
-      bool finite = true;
-      for (int c = FirstColumn(); c < a_.shape.dim; c += ColumnStep()) {
+      bool all = true;
+      ForColumns([&](int c) {
         const auto word = Elements::LoadConstant(gradients[k] + c);
-        finite = finite && AllFinite(Elements::Unpack(word));
-      }
-      found += group_.Any(!finite) ? 1 : 0;
+        all = all && AllFinite(Elements::Unpack(word));
+      });
+      found += group_.Any(!all) ? 1 : 0;
     }
     if (group_.lane == 0) AtomicAdd64(a_.non_finite, found);
   }
@@ -240,16 +245,16 @@ class Reducer {
     float* const first = Partial(row, children.first);
     const float* const others = Partial(row, children.first + children.stride);
     const int64_t step = int64_t{2 * children.stride} * a_.shape.dim;
-    for (int c = FirstColumn(); c < a_.shape.dim; c += ColumnStep()) {
+    ForColumns([&](int c) {
       Vector sum = LoadPartial(first, c);
       const float* from = others;
-#pragma unroll 8
+#pragma unroll 4
       for (int k = 1; k < children.count; ++k) {
         Add(LoadPartial(from, c), &sum);
         from += step;
       }
       StoreFloats<kWidth>(first + c, sum);
-    }
+    });
   }
 
   __device__ bool HasBlock(const RowEntries& row, int32_t block) const {
@@ -263,12 +268,12 @@ class Reducer {
     children->count = kSumBlock;
     const int32_t last = children->first + (kSumBlock - 1) * children->stride;
     if (HasBlock(row, last)) return;
-    children->count = 0;
-    for (int k = 0; k < kSumBlock; k += group_.lanes) {
-      const bool has =
-          HasBlock(row, children->first + (k + group_.lane) * children->stride);
-      children->count += __popc(__ballot_sync(group_.mask, has));
+    uint32_t mine = 0;
+#pragma unroll 4
+    for (int k = group_.lane; k < kSumBlock; k += group_.lanes) {
+      mine += HasBlock(row, children->first + k * children->stride) ? 1 : 0;
     }
+    children->count = static_cast<int>(__reduce_add_sync(group_.mask, mine));
   }
 
   // Whether this group is the last of `count` to arrive at a ticket. An only
@@ -276,15 +281,15 @@ class Reducer {
   __device__ bool IsLast(const RowEntries& row, int32_t block,
                          int count) const {
     if (count == 1) return true;
-    __threadfence();
     group_.Sync();
     uint32_t ticket = 0;
     if (group_.lane == 0) {
-      ticket = atomicAdd(a_.tickets + PartialIndex(row, block), 1U);
+      ticket = AddRelease(a_.tickets + PartialIndex(row, block), 1);
     }
     ticket = __shfl_sync(group_.mask, ticket, 0, group_.lanes);
     if (ticket + 1 != static_cast<uint32_t>(count)) return false;
     __threadfence();
+    group_.Sync();
     return true;
   }
 

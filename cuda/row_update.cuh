@@ -90,7 +90,9 @@ class UpdateSink {
       : a_(args),
         shape_(shape),
         shared_(shared),
-        scalars_(*reinterpret_cast<const Scalars*>(args.state->scalars)) {}
+        scalars_(*reinterpret_cast<const Scalars*>(args.state->scalars)),
+        grad_scale_(*args.grad_scale),
+        step_(args.state->step) {}
 
   template <int kWidth, class Gradient>
   __device__ void Row(uint32_t slot, const LaneGroup& group,
@@ -104,15 +106,12 @@ class UpdateSink {
     if (a_.residency != nullptr) {
       a_.residency[slot].state = kSlotDirty;
     } else {
-      a_.clock[slot] = a_.state->step;
+      a_.clock[slot] = step_;
     }
   }
 
-  // Asks for a row, to be in the cache later.
-  template <int kWidth>
-  __device__ void Prefetch(uint32_t slot, const LaneGroup& group) const {
-    const int column = group.lane * kWidth;
-    if (column >= shape_.dim) return;
+  // Asks for the lines of a row that a column and its state are in.
+  __device__ void Prefetch(uint32_t slot, int column) const {
     const uint32_t* const row = a_.rows + slot * a_.row_words + column;
 #pragma unroll
     for (int f = 0; f < 1 + kFields; ++f) PrefetchLine(row + f * shape_.dim);
@@ -153,10 +152,9 @@ class UpdateSink {
   template <int kWidth, class Gradient>
   __device__ Columns<kWidth> Scaled(const Gradient& gradient, int column) {
     Columns<kWidth> g = gradient(column);
-    const float grad_scale = *a_.grad_scale;
-    if (grad_scale != 1.0F) {
+    if (grad_scale_ != 1.0F) {
 #pragma unroll
-      for (int i = 0; i < kWidth; ++i) g.v[i] *= grad_scale;
+      for (int i = 0; i < kWidth; ++i) g.v[i] *= grad_scale_;
     }
     return g;
   }
@@ -239,7 +237,10 @@ class UpdateSink {
   const Args& a_;
   const RowShape& shape_;
   Shared* shared_;
-  const Scalars& scalars_;
+  // By value: what is behind pointers would be read again for each row.
+  const Scalars scalars_;
+  const float grad_scale_;
+  const uint32_t step_;
 };
 
 }  // namespace oneemb::gpu

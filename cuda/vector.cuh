@@ -39,6 +39,7 @@ struct Word<16> {
 template <class Access, int kWidth>
 struct Packed {
   using Storage = typename Access::Storage;
+  static constexpr int kColumns = kWidth;
   using Type =
       typename vector_internal::Word<kWidth* int{sizeof(Storage)}>::Type;
 

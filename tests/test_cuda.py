@@ -123,6 +123,20 @@ def test_sizes_of_batches_and_rows(n, distinct):
     on_both(program, 2, capacity=max(1, min(2 * n, 300_000)))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, jnp.float16], ids=["f32", "f16"])
+@pytest.mark.parametrize("n", [33, 1025, 140_000, 600_000])
+@pytest.mark.parametrize("distinct", [3, 1000, 10**6])
+@pytest.mark.parametrize("dim", [15, 20, 33])
+def test_sizes_of_batches_of_wide_and_narrow_rows(n, distinct, dim, dtype):
+    """Gradients of 30 to 132 bytes: some go by way of shared memory."""
+    ids, grads = random_batch(n, n, distinct, dim)
+    on_both(
+        lambda table: step(table, pack(ids), np.asarray(grads, dtype), dtype=dtype),
+        dim,
+        capacity=min(n, 200_000),
+    )
+
+
 def test_wide_rows():
     on_both(train_steps(1, 200, 30, 1000), 1000, optimizer=oe.lamb(0.1))
     on_both(train_steps(1, 200, 30, 999), 999, optimizer=oe.rowwise_adagrad(0.1))

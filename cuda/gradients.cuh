@@ -1,0 +1,126 @@
+// Where a warp reads its gradients, for cuda/reduce.cuh.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/block_list.cuh"
+#include "cuda/lanes.h"
+#include "cuda/vector.cuh"
+
+namespace oneemb::gpu {
+
+// The widest row of gradients that a warp brings to shared memory.
+constexpr int kStagedBytes = 64;
+
+// Gradients where the caller has them: wide rows.
+template <class Access, int kColumns>
+class GradientsInPlace {
+ public:
+  using Storage = typename Access::Storage;
+  using Elements = Packed<Access, kColumns>;
+  static constexpr int kWidth = kColumns;
+  static constexpr bool kStaged = false;
+  struct Shared {};
+
+  __device__ GradientsInPlace(Shared* /*shared*/,
+                              const Storage* const* gradients,
+                              const RowShape& /*shape*/)
+      : gradients_(gradients) {}
+
+  __device__ void Ask(int /*begin*/, int /*end*/) const {}
+  __device__ void Await() const {}
+
+  // Columns from `column` on of the gradients from entry `first` on.
+  struct Run {
+    const Storage* const* gradients;
+    int column;
+
+    __device__ typename Elements::Type Get(int k) const {
+      return Elements::LoadConstant(gradients[k] + column);
+    }
+  };
+  __device__ Run From(int first, int column) const {
+    return {gradients_ + first, column};
+  }
+
+ private:
+  const Storage* const* gradients_;
+};
+
+// Gradients that a warp first brings to shared memory, all at once: narrow
+// rows. In place, each would take a line of the first-level cache, of which it
+// is a part, and a block of them would be read in eight turns.
+template <class Access, int kColumns>
+class StagedGradients {
+ public:
+  using Storage = typename Access::Storage;
+  using Elements = Packed<Access, kColumns>;
+  static constexpr int kWidth = kColumns;
+  using Word = typename Elements::Type;
+  static constexpr bool kStaged = true;
+  struct Shared {
+    Word words[(kMaxWindows + 1) * kWarp * kStagedBytes / sizeof(Word)];
+  };
+
+  __device__ StagedGradients(Shared* shared, const Storage* const* gradients,
+                             const RowShape& shape)
+      : shared_(shared), gradients_(gradients), shape_(shape) {}
+
+  // Whether rows are narrow: each lane has one column vector, and all windows
+  // of a warp find room.
+  static bool Fits(const RowShape& shape) {
+    return shape.dim <= shape.lanes * kWidth &&
+           shape.lanes * int{sizeof(Word)} <= kStagedBytes;
+  }
+
+  // Asks for the gradients of entries [begin, end).
+  __device__ void Ask(int begin, int end) const {
+    const int lanes = shape_.lanes;
+    const int column = Lane() % lanes * kWidth;
+    if (column >= shape_.dim) return;
+    for (int e = begin + Lane() / lanes; e < end; e += kWarp / lanes) {
+      Copy(&shared_->words[e * lanes + Lane() % lanes], gradients_[e] + column);
+    }
+  }
+
+  // Waits until all that was asked for is there; for the whole warp.
+  __device__ void Await() const {
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    __syncwarp();
+  }
+
+  struct Run {
+    const Word* words;
+    int lanes;
+
+    __device__ Word Get(int k) const { return words[k * lanes]; }
+  };
+  __device__ Run From(int first, int column) const {
+    return {shared_->words + first * shape_.lanes + column / kWidth,
+            shape_.lanes};
+  }
+
+ private:
+  // Without waiting for it, where the hardware can: from four bytes on.
+  static __device__ __forceinline__ void Copy(Word* to, const Storage* from) {
+    constexpr int kBytes = sizeof(Word);
+    const auto shared = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+    if constexpr (kBytes == 16) {
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared),
+                   "l"(from)
+                   : "memory");
+    } else if constexpr (kBytes >= 4) {
+      asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared),
+                   "l"(from), "n"(kBytes)
+                   : "memory");
+    } else {
+      *to = Elements::LoadConstant(from);
+    }
+  }
+
+  Shared* shared_;
+  const Storage* const* gradients_;
+  const RowShape& shape_;
+};
+
+}  // namespace oneemb::gpu
