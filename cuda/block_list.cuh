@@ -71,9 +71,32 @@ __device__ int32_t FindRowBegin(const Reduce& reduce, int32_t window,
   return low;
 }
 
+// Where rows begin, a bit an entry.
+struct RowHeads {
+  uint32_t here;   // in a window
+  uint64_t ahead;  // in it, and in the one behind it
+};
+
+// For a whole warp, of window `w`.
+__device__ inline RowHeads FindRowHeads(const WindowSlots& slots, int w) {
+  const uint32_t slot = slots.windows[w];
+  const uint32_t next = slots.windows[w + 1];
+  const uint32_t in_front = w == 0 ? slots.before : slots.windows[w - 1];
+  uint32_t before = __shfl_up_sync(kAllLanes, slot, 1);
+  const uint32_t last_before = __shfl_sync(kAllLanes, in_front, kWarp - 1);
+  if (Lane() == 0) before = last_before;
+  uint32_t before_next = __shfl_up_sync(kAllLanes, next, 1);
+  const uint32_t last = __shfl_sync(kAllLanes, slot, kWarp - 1);
+  if (Lane() == 0) before_next = last;
+  const uint32_t here = __ballot_sync(kAllLanes, slot != before);
+  const uint64_t behind = __ballot_sync(kAllLanes, next != before_next);
+  return {here, here | behind << kWarp};
+}
+
 // Lists the blocks that begin in window `w` of a warp, as items from `count`
 // on; for the whole warp. *row_begin is where the last row before the window
-// began, where w > 0. Returns the number of items.
+// began (of the first window it is not known yet), and is then where the last
+// row of this one did. Returns the number of items.
 template <class Reduce>
 __device__ int ListBlocks(const Reduce& reduce, int32_t begin, int w,
                           const WindowSlots& slots, int count,
@@ -83,37 +106,28 @@ __device__ int ListBlocks(const Reduce& reduce, int32_t begin, int w,
   const uint32_t sentinel = reduce.sentinel();
   const int32_t window = begin + w * kWarp;
   const uint32_t slot = slots.windows[w];
-  const uint32_t next = slots.windows[w + 1];
-  const uint32_t in_front = w == 0 ? slots.before : slots.windows[w - 1];
-  uint32_t before = __shfl_up_sync(kAllLanes, slot, 1);
-  const uint32_t last_before = __shfl_sync(kAllLanes, in_front, kWarp - 1);
-  if (lane == 0) before = last_before;
-  const uint32_t last = __shfl_sync(kAllLanes, slot, kWarp - 1);
-  uint32_t before_next = __shfl_up_sync(kAllLanes, next, 1);
-  if (lane == 0) before_next = last;
-  const uint32_t heads_here = __ballot_sync(kAllLanes, slot != before);
-  const uint64_t heads_next = __ballot_sync(kAllLanes, next != before_next);
-  const uint64_t heads = heads_here | heads_next << kWarp;
-  uint32_t starts = heads_here & __ballot_sync(kAllLanes, slot != sentinel);
+  const RowHeads heads = FindRowHeads(slots, w);
+  uint32_t starts = heads.here & __ballot_sync(kAllLanes, slot != sentinel);
   const uint32_t first_slot = __shfl_sync(kAllLanes, slot, 0);
-  if ((heads_here & 1) == 0 && first_slot != sentinel) {
+  if ((heads.here & 1) == 0 && first_slot != sentinel) {
     if (w == 0) {
       *row_begin = FindRowBegin(reduce, window, slots.before, first_slot);
     }
     if (lane == 0) shared->continued[w] = *row_begin;
     const int into = static_cast<int>((window - *row_begin) % kSumBlock);
     const int start = (kSumBlock - into) % kSumBlock;
-    const int row_end = heads_here == 0 ? kWarp : __ffs(heads_here) - 1;
+    const int row_end = heads.here == 0 ? kWarp : __ffs(heads.here) - 1;
     if (start < row_end) starts |= 1U << start;
   }
   if ((starts >> lane & 1) != 0) {
-    const int to_head = __ffsll(static_cast<long long>(heads >> (lane + 1)));
+    const int to_head =
+        __ffsll(static_cast<long long>(heads.ahead >> (lane + 1)));
     const bool ends = to_head != 0 && to_head <= kSumBlock;
-    const bool first = (heads_here >> lane & 1) != 0;
+    const bool first = (heads.here >> lane & 1) != 0;
     shared->items[count + __popc(starts & LowerLanes())] = MakeBlockItem(
         w * kWarp + lane, ends ? to_head : kSumBlock, first && ends, first);
   }
-  if (heads_here != 0) *row_begin = window + kWarp - 1 - __clz(heads_here);
+  if (heads.here != 0) *row_begin = window + kWarp - 1 - __clz(heads.here);
   return count + __popc(starts);
 }
 

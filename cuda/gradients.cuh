@@ -101,7 +101,8 @@ class StagedGradients {
   }
 
  private:
-  // Without waiting for it, where the hardware can: from four bytes on.
+  // Without waiting for it, where the hardware can: from four bytes on. (What
+  // is stored is there for the others by Await's second line.)
   static __device__ __forceinline__ void Copy(Word* to, const Storage* from) {
     constexpr int kBytes = sizeof(Word);
     const auto shared = static_cast<uint32_t>(__cvta_generic_to_shared(to));

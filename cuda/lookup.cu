@@ -15,6 +15,10 @@ namespace {
 // Rows whose loads are under way at once, for each lane.
 constexpr int kAhead = 4;
 
+// A block's room is free only when its last warp is done.
+constexpr int kLookupWarps = 4;
+constexpr int kLookupThreads = kLookupWarps * kWarp;
+
 // What the ids of one block came to, in the order of LookupCount.
 struct alignas(16) BlockCounts {
   uint32_t words[kNumLookupCounts];
@@ -144,13 +148,13 @@ __device__ __forceinline__ void GatherRows(const LookupArgs& a, int64_t first,
 // Finds the slots of ids and copies their rows. While the warps that search
 // wait, others keep the memory busy.
 template <class Access, int kWidth>
-__global__ __launch_bounds__(kBlockThreads, 5) void LookupKernel(
+__global__ __launch_bounds__(kLookupThreads, 10) void LookupKernel(
     const __grid_constant__ LookupArgs a) {
-  __shared__ SearchShared search[kBlockWarps];
-  __shared__ uint32_t counts[kBlockWarps][kNumLookupCounts];
+  __shared__ SearchShared search[kLookupWarps];
+  __shared__ uint32_t counts[kLookupWarps][kNumLookupCounts];
   WaitForPrevious();
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const uint32_t first = (blockIdx.x * kBlockWarps + warp) * a.warp_ids;
+  const uint32_t first = (blockIdx.x * kLookupWarps + warp) * a.warp_ids;
   const uint32_t i = first + Lane();
   const bool valid = Lane() < a.warp_ids && i < a.ids.size;
   const Found mine = FindOne(a, i, valid, &search[warp]);
@@ -162,7 +166,7 @@ __global__ __launch_bounds__(kBlockThreads, 5) void LookupKernel(
   __syncthreads();
   if (threadIdx.x >= kNumLookupCounts) return;
   uint32_t sum = 0;
-  for (int w = 0; w < kBlockWarps; ++w) sum += counts[w][threadIdx.x];
+  for (int w = 0; w < kLookupWarps; ++w) sum += counts[w][threadIdx.x];
   a.block_counts[blockIdx.x].words[threadIdx.x] = sum;
 }
 
@@ -299,7 +303,9 @@ LookupArgs MakeArgs(const TableView& table, const TableRules& rules,
 // Small batches have too few warps to keep the memory busy.
 int32_t WarpIds(int64_t n) { return IsSmallBatch(n) ? kWarp / 2 : kWarp; }
 
-int64_t LookupBlocks(int64_t n) { return CeilDiv(n, kBlockWarps * WarpIds(n)); }
+int64_t LookupBlocks(int64_t n) {
+  return CeilDiv(n, kLookupWarps * WarpIds(n));
+}
 
 template <class Access, int kWidth>
 cudaError_t LaunchLookup(cudaStream_t stream, const LookupArgs& args,
@@ -310,7 +316,7 @@ cudaError_t LaunchLookup(cudaStream_t stream, const LookupArgs& args,
   }
   if (n > 0) {
     const auto blocks = static_cast<unsigned>(args.num_blocks);
-    LookupKernel<Access, kWidth><<<blocks, kBlockThreads, 0, stream>>>(args);
+    LookupKernel<Access, kWidth><<<blocks, kLookupThreads, 0, stream>>>(args);
     ONEEMB_RETURN_IF_CUDA_ERROR(cudaGetLastError());
   }
   if (hooks != nullptr) {

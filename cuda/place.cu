@@ -444,8 +444,8 @@ __global__ __launch_bounds__(kBlockThreads) void AssignKernel(
 
 cudaError_t PlaceFind(cudaStream_t stream, const PlaceArgs& args) {
   const int64_t n = args.batch.size;
-  const int64_t items = IsSmallBatch(n) ? 1 : 2;
-  const auto place = IsSmallBatch(n) ? PlaceKernel<1> : PlaceKernel<2>;
+  const int64_t items = IsSmallBatch(n) ? 1 : 4;
+  const auto place = IsSmallBatch(n) ? PlaceKernel<1> : PlaceKernel<4>;
   place<<<NumBlocks(n, items * kBlockThreads), kBlockThreads, 0, stream>>>(
       args);
   return cudaGetLastError();

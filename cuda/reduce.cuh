@@ -45,14 +45,14 @@ inline void ShareWindows(ReduceArgs* args) {
 // Where several warps share a window, the batch is so small that all of its
 // gradients fit into the cache: warp `sub` of them asks for its share of each.
 template <class Reduce>
-__device__ void PrefetchShare(const Reduce& reduce, const WindowSlots& slots,
-                              int sub,
-                              WindowShared<typename Reduce::Storage>* shared) {
-  reduce.PrefetchShare(shared->gradients[Lane()], sub);
+__device__ void PrefetchWindow(
+    const Reduce& reduce, const WindowSlots& slots, int sub,
+    const WindowShared<typename Reduce::Storage>& shared) {
+  reduce.PrefetchShare(shared.gradients[Lane()], sub);
   // Of the entries behind the window, those that its last row goes on to.
   const uint32_t last = __shfl_sync(kAllLanes, slots.windows[0], kWarp - 1);
   if (slots.windows[1] == last) {
-    reduce.PrefetchShare(shared->gradients[kWarp + Lane()], sub);
+    reduce.PrefetchShare(shared.gradients[kWarp + Lane()], sub);
   }
 }
 
@@ -69,7 +69,7 @@ __device__ __forceinline__ void PrefetchNext(
   }
 }
 
-// Where rows are narrow, a warp asks for all that it steps by itself at once.
+// Where rows are narrow, a warp asks at once for all that its windows step.
 template <class Storage, class Sink>
 __device__ __forceinline__ void PrefetchRows(
     const WindowShared<Storage>& shared, int count, const Sink& sink) {
@@ -112,7 +112,7 @@ __device__ __forceinline__ void SumItem(
                           : reduce.LoadPartial(root, column);
     });
   }
-  reduce.ReportFinite(finite, shared.gradients + item.offset(), item.count());
+  reduce.CountNonFinite(finite, shared.gradients + item.offset(), item.count());
 }
 
 // What happens to the sums is up to the sink:
@@ -143,7 +143,7 @@ __global__ __launch_bounds__(kReduceThreads, 12) void ReduceKernel(
   const int own = a.windows_per_warp * kWarp;
   gradients.Ask(0, own);
   if (!Gradients::kStaged && a.warps_per_window > 1) {
-    PrefetchShare(reduce, slots, sub, &shared);
+    PrefetchWindow(reduce, slots, sub, shared);
   }
   Sink sink(sink_args, a.shape, &sink_shared[warp]);
   const int count = ListWindows(reduce, first, slots, &shared);

@@ -72,8 +72,8 @@ __device__ __forceinline__ void PrefetchLine(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
-// Adds to a word, after all that the group around it has written. Unlike a
-// fence, it leaves the first-level cache as it is.
+// Adds to a word, after all that this lane has written, and its group before
+// the last Sync. Unlike a fence, it leaves the first-level cache as it is.
 __device__ __forceinline__ uint32_t AddRelease(uint32_t* to, uint32_t value) {
   uint32_t before;
   asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;"
@@ -158,17 +158,17 @@ class Reducer {
 
   // Asks for share `sub` of a gradient.
   __device__ void PrefetchShare(const Storage* gradient, int sub) const {
-    constexpr int kColumns = kLine / int{sizeof(Storage)};
-    const int step = a_.warps_per_window * kColumns;
-    for (int c = sub * kColumns; c < a_.shape.dim; c += step) {
+    constexpr int kLineColumns = kLine / int{sizeof(Storage)};
+    const int step = a_.warps_per_window * kLineColumns;
+    for (int c = sub * kLineColumns; c < a_.shape.dim; c += step) {
       PrefetchLine(gradient + c);
     }
   }
 
-  // Counts the gradients of a sum that are not finite, if the sum was not; for
-  // a whole group.
-  __device__ void ReportFinite(bool finite, const Storage* const* gradients,
-                               int count) const {
+  // Counts the gradients that are not finite, where their sum was not; for a
+  // whole group.
+  __device__ void CountNonFinite(bool finite, const Storage* const* gradients,
+                                 int count) const {
     if (a_.non_finite == nullptr || !group_.Any(!finite)) return;
     uint64_t found = 0;
     for (int k = 0; k < count; ++k) {

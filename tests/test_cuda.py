@@ -123,10 +123,21 @@ def test_sizes_of_batches_and_rows(n, distinct):
     on_both(program, 2, capacity=max(1, min(2 * n, 300_000)))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, jnp.float16], ids=["f32", "f16"])
 @pytest.mark.parametrize("n", [33, 1025, 140_000, 600_000])
 @pytest.mark.parametrize("distinct", [3, 1000, 10**6])
-@pytest.mark.parametrize("dim", [15, 20, 33])
+@pytest.mark.parametrize(
+    ("dim", "dtype"),
+    [
+        (15, np.float32),
+        (16, np.float32),
+        (20, np.float32),
+        (33, np.float32),
+        (15, jnp.float16),
+        (20, jnp.bfloat16),
+        (31, jnp.bfloat16),
+        (33, jnp.float16),
+    ],
+)
 def test_sizes_of_batches_of_wide_and_narrow_rows(n, distinct, dim, dtype):
     """Gradients of 30 to 132 bytes: some go by way of shared memory."""
     ids, grads = random_batch(n, n, distinct, dim)
