@@ -215,10 +215,12 @@ def raise_counted(table: Table, counters: dict[str, int]) -> None:
         "damaged_contexts": "updates changed nothing: a context was not as its lookup "
         "returned it, say after jax.tree.map over a SparseGrad. Scale by "
         "update(grad_scale=) or SparseGrad.map",
-        "unstaged": "ids were not in the cache: they read NaN, and no update that "
-        "had one of them changed anything; call oe.stage(table, ids) before lookup",
+        "unstaged": "ids were not in the cache, of lookups and updates together: they "
+        "read NaN, and no update that had one of them changed anything; call "
+        "oe.stage(table, ids) before lookup, once a step with the ids of all lookups: "
+        "what several stages of a step want has to fit together",
         "stale": "operations met a table that its Store has left behind and changed "
-        "nothing; use the newest table, or load_snapshot",
+        "nothing; use the newest table, on one device, or load_snapshot",
     }
     found = [
         f"{counters[key]} {text}" for key, text in problems.items() if counters[key]

@@ -28,6 +28,11 @@ def host_integers(values: Any, argument: str, call: str) -> np.ndarray:
     """
     try:
         array = np.asarray(values)
+    except jax.errors.TracerArrayConversionError as error:
+        raise TypeError(
+            f"{call}({argument}=[...]): a list of traced numbers, as jax.jit makes of "
+            "one that is passed to it; pass an array: oe.pack_ids(ids) outside."
+        ) from error
     except ValueError as error:
         raise ValueError(
             f"{call}({argument}=...): {error} Pass lists of one length: pad them "

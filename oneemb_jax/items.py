@@ -11,7 +11,7 @@ import numpy as np
 
 from oneemb_jax.cache import all_below
 from oneemb_jax.counters import host_counters
-from oneemb_jax.table import BUCKET_ENTRIES, Table
+from oneemb_jax.table import BUCKET_ENTRIES, Table, check_table
 
 #: One bucket of the index (xla_ffi/core/bucket.h).
 _BUCKET = np.dtype(
@@ -100,6 +100,7 @@ def _in_device_memory(
     buckets = table.index.shape[0]
     chunk = min(max(1, batch_size // BUCKET_ENTRIES), buckets)
     for start in range(0, buckets, chunk):
+        check_table(table, "items")  # it may have been donated meanwhile
         # The last slice is moved back to fit; what came before is passed over.
         first = min(start, buckets - chunk)
         words = np.array(_slice(table.index, first, chunk))

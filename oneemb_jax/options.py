@@ -143,7 +143,7 @@ def whole_option(value: Any, name: str, call: str) -> int:
 
 
 def path_option(value: Any, call: str) -> str | tuple[str, ...] | None:
-    """A path, several (one a process), or None."""
+    """A path, several (one a process), or None; absolute, whatever chdir does later."""
     if value is None:
         return None
     several = isinstance(value, list | tuple)
@@ -154,7 +154,7 @@ def path_option(value: Any, call: str) -> str | tuple[str, ...] | None:
             f"{call}(persistent_path={value!r}): pass the path of a folder, a list "
             "of paths, or None."
         )
-    names = tuple(os.fsdecode(path) for path in paths)
+    names = tuple(os.path.abspath(os.fsdecode(path)) for path in paths)
     return names if several else names[0]
 
 

@@ -9,7 +9,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from oneemb_jax import snapshot, trees
+from oneemb_jax._ffi import native
 from oneemb_jax._version import __version__
 from oneemb_jax.embedding import MultiTableEmbedding, MultiTableMultiColumnEmbedding
 from oneemb_jax.options import AnyPath
 from oneemb_jax.saved_files import read_array
-from oneemb_jax.saving import ARRAYS, FORMAT, TABLE, TREE, VERSION, checksum
-from oneemb_jax.snapshot_files import open_part
+from oneemb_jax.saving import ARRAYS, FORMAT, TABLE, VERSION, checksum
+from oneemb_jax.snapshot_files import TREE, Part, encode_path, open_part
+from oneemb_jax.spec import TableSpec
 from oneemb_jax.store import StoreError
 from oneemb_jax.table import Table
 
@@ -125,8 +127,6 @@ class _Restorer:
 
     def leaf(self, leaf: dict[str, Any], like: Any = None) -> Any:
         """A leaf as it was saved; where ``like`` is an array, as that is."""
-        if "table" in leaf:
-            return self.table(leaf, like)
         if "array" not in leaf:
             return trees.decode_number(leaf)
         array, kind = self.array(leaf), leaf["kind"]
@@ -142,7 +142,31 @@ class _Restorer:
             return _placed(_as_jax(array), like)
         return array if kind == "numpy" else array[()]
 
-    def table(self, leaf: dict[str, Any], like: Any) -> Table:
+    def leaves(self, wanted: Iterable[tuple[dict[str, Any], Any]]) -> dict[int, Any]:
+        """Every leaf, with its like, by ``id`` of what JSON says of it.
+
+        A cached table that is loaded ends the one that its embedding had: all else
+        is made before, so that what cannot be restored leaves that as it is.
+        """
+        made: dict[int, Any] = {}
+        cached = []
+        for leaf, like in wanted:
+            if "table" not in leaf:
+                made[id(leaf)] = self.leaf(leaf, like)
+                continue
+            spec, part = self.checked_table(leaf, like)
+            if spec.is_cached:
+                cached.append((id(leaf), spec, part, like))
+            else:
+                made[id(leaf)] = _load(spec, part, like)
+        for *_, part, _ in cached if len(cached) > 1 else ():
+            native.verify_snapshot(encode_path(part.folder))
+        for key, spec, part, like in cached:
+            made[key] = _load(spec, part, like)
+        return made
+
+    def checked_table(self, leaf: dict[str, Any], like: Any) -> tuple[TableSpec, Part]:
+        """What a table is to be, and its open snapshot: all of it but its rows."""
         part = open_part(str(table_folder(self.path, self.data, leaf["table"])))
         saved, state = part.manifest.spec, part.manifest.state
         if saved is None or state is None:
@@ -154,21 +178,28 @@ class _Restorer:
                 "which no file holds; pass like={...} with its embedding in the "
                 "table's place."
             )
-        # A cached table has more rows than its capacity says.
-        most = max(state.capacity, spec.capacity, part.reader.rows)
-        capacity = None if spec.is_cached else most
-        device = None
-        if isinstance(like, Table) and like.rows.committed:
-            (device,) = like.rows.devices()
-        return snapshot.read_table(spec, [part], device, capacity, (), None, "restore")
+        snapshot.check_table(spec, [part], (), None, "restore")
+        return spec, part
+
+
+def _load(spec: TableSpec, part: Part, like: Any) -> Table:
+    # A cached table has more rows than its capacity says.
+    saved = 0 if part.manifest.state is None else part.manifest.state.capacity
+    most = max(saved, spec.capacity, part.reader.rows)
+    capacity = None if spec.is_cached else most
+    device = None
+    # Its arrays may be shapes, as of jax.eval_shape.
+    if isinstance(like, Table) and isinstance(like.rows, jax.Array):
+        (device,) = like.rows.devices() if like.rows.committed else (None,)
+    return snapshot.read_table(spec, [part], device, capacity, (), None, "restore")
 
 
 def _as_jax(array: np.ndarray) -> jax.Array:
     made = jnp.asarray(array)
     if made.dtype != array.dtype:
         raise ValueError(
-            f"restore: an array of {array.dtype} was saved in JAX's x64 mode; turn it "
-            "on (jax_enable_x64) to get it back."
+            f"restore: a JAX array of {array.dtype} needs x64 mode: turn it on "
+            "(jax_enable_x64), or pass a NumPy array in its place in like."
         )
     return made
 
@@ -218,6 +249,9 @@ def restore(
             or needs one.
         StoreError: if a file is damaged.
 
+    What raises has changed nothing: a cached table of an embedding in ``like`` is
+    as it was, and ends only when all else could be restored.
+
     Example:
         >>> import tempfile
         >>> import jax.numpy as jnp
@@ -243,13 +277,18 @@ def restore(
                 )
         _check(items, chosen, templates)
         with zipfile.ZipFile(folder / ARRAYS) as archive:
-            make = _Restorer(folder, data, archive)
-            return {
-                name: _fill(items[name], templates[name], make)
-                if name in templates
-                else trees.decode(items[name], make.leaf)
+            wanted = [
+                pair
                 for name in chosen
-            }
+                for pair in _leaves(items[name], templates.get(name), name in templates)
+            ]
+            made = _Restorer(folder, data, archive).leaves(wanted)
+        return {
+            name: _fill(items[name], templates[name], made)
+            if name in templates
+            else trees.decode(items[name], lambda leaf: made[id(leaf)])
+            for name in chosen
+        }
 
 
 # --- into a given structure ---
@@ -266,10 +305,19 @@ def _flatten(like: Any) -> tuple[list[tuple[str, Any]], Any]:
     return [(jax.tree_util.keystr(p), leaf) for p, leaf in flat], structure
 
 
-def _fill(item: dict[str, Any], like: Any, make: _Restorer) -> Any:
+def _leaves(
+    item: dict[str, Any], like: Any, has_like: bool
+) -> list[tuple[dict[str, Any], Any]]:
+    """The leaves of an item, each with its like."""
+    places = trees.places(item)
+    wanted = dict(_flatten(like)[0]) if has_like else {}
+    return [(place.leaf, wanted.get(place.path)) for place in places]
+
+
+def _fill(item: dict[str, Any], like: Any, made: dict[int, Any]) -> Any:
     saved = dict(trees.places(item))
     wanted, structure = _flatten(like)
-    leaves = [make.leaf(saved[path], leaf) for path, leaf in wanted]
+    leaves = [made[id(saved[path])] for path, _ in wanted]
     return jax.tree_util.tree_unflatten(structure, leaves)
 
 

@@ -19,11 +19,11 @@ from oneemb_jax._version import __version__
 from oneemb_jax.durable import write_file
 from oneemb_jax.options import AnyPath
 from oneemb_jax.saved_files import new_folder, write_arrays
+from oneemb_jax.snapshot_files import TREE
 from oneemb_jax.table import Table
 
 FORMAT = "oneemb_jax save"
 VERSION = 1
-TREE = "tree.json"
 ARRAYS = "arrays.npz"
 TABLE = "table"
 

@@ -46,12 +46,12 @@ class PrefetchScheduler:
     just after the batch handed out last. It is the source's own state, so a run
     may resume with another depth, or without a scheduler.
 
-    **Ends.** A list or loader is opened anew by every loop, and what was opened is
-    closed when the loop ends: at the last batch, by ``break``, by an exception or
-    by Ctrl-C. An iterator goes round once. A loop that is left early keeps what it
-    has read ahead, so the next loop goes on without a gap; :meth:`close`, or
-    ``with``, closes it. An exception of the source is raised in the place of the
-    batch that it prevented, after those before it.
+    **Ends.** A list or loader is opened anew by every loop, from its beginning, and
+    what was opened is closed when the loop ends: at the last batch, by ``break``,
+    by an exception or by Ctrl-C. An iterator goes round once: a loop over it that
+    is left early keeps what it has read ahead, so the next loop goes on without a
+    gap; :meth:`close`, or ``with``, closes it. An exception of the source is raised
+    in the place of the batch that it prevented, after those before it.
 
     Reading ahead is done by the loop itself, not by a thread: while the device
     runs a step the host is free to read, and sources have workers of their own.

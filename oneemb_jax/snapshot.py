@@ -229,11 +229,12 @@ def _check_width(parts: list[Part], spec: TableSpec, call: str) -> None:
 def _check_room(rows: int, manifest: mf.Manifest, capacity: int, call: str) -> None:
     if rows <= capacity:
         return
-    had = rows if manifest.state is None else manifest.state.capacity
+    # The capacity of a cached table is that of its cache.
+    had = rows if manifest.state is None else max(rows, manifest.state.capacity)
     raise ValueError(
-        f"{call}: the snapshot has {rows} rows and its table had room for {had}, but "
-        f"this one has for {capacity}. Pass load_snapshot(capacity={had}), {rows} at "
-        "least, or make the embedding with that capacity."
+        f"{call}: the snapshot has {rows} rows, but this table has room for "
+        f"{capacity}. Pass load_snapshot(capacity={had}), {rows} at least, or make "
+        "the embedding with that capacity."
     )
 
 
@@ -312,6 +313,19 @@ def _cached_table(
     return table
 
 
+def check_table(
+    spec: TableSpec, parts: list[Part], ignore: Any, step: Any, call: str
+) -> int | None:
+    """ValueError if a snapshot is of another table; the step to set, if any."""
+    manifest = parts[0].manifest
+    ignored = mf.check_ignore(ignore, call)
+    if manifest.spec is None:
+        _check_width(parts, spec, call)
+    else:
+        mf.check_same(manifest.spec, spec, ignored, call)
+    return _checked_step(spec, manifest, step, call)
+
+
 def read_table(
     spec: TableSpec,
     parts: list[Part],
@@ -323,12 +337,7 @@ def read_table(
 ) -> Table:
     """A new table with the rows of a snapshot; arguments as load_snapshot's."""
     manifest = parts[0].manifest
-    ignored = mf.check_ignore(ignore, call)
-    if manifest.spec is None:
-        _check_width(parts, spec, call)
-    else:
-        mf.check_same(manifest.spec, spec, ignored, call)
-    done = _checked_step(spec, manifest, step, call)
+    done = check_table(spec, parts, ignore, step, call)
     rows = sum(part.reader.rows for part in parts)
     if spec.is_cached:
         table = _cached_table(spec, parts, device, capacity, call)

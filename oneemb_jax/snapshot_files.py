@@ -18,6 +18,9 @@ from oneemb_jax import manifest as mf
 from oneemb_jax._ffi import native
 from oneemb_jax.spec import TableSpec
 
+#: What tells a folder of save's (saving.py), which has snapshots in it.
+TREE = "tree.json"
+
 _RANK = re.compile(r"(\d{1,9})-(\d{1,9})")
 
 
@@ -76,9 +79,16 @@ def snapshot_path(folder: str, name: str) -> str:
 
 
 def list_names(paths: str | tuple[str, ...]) -> list[str]:
-    """Names of the snapshots of all ranks, sorted."""
+    """Names of the snapshots of all ranks, sorted, numbers in them by value."""
     folders = rank_folders(paths)
-    return sorted({name for folder in folders for name in list_folder(folder)})
+    names = {name for folder in folders for name in list_folder(folder)}
+    return sorted(names, key=_by_numbers)
+
+
+def _by_numbers(name: str) -> tuple[list[str], list[int], str]:
+    """Sorts names by what is around their numbers, then by these."""
+    texts = re.split(r"([0-9]+)", name)
+    return texts[::2], [int(number) for number in texts[1::2]], name
 
 
 def list_folder(folder: str | os.PathLike[str]) -> list[str]:
@@ -181,8 +191,13 @@ def as_keys(ids: np.ndarray, key_type: str, folder: str) -> np.ndarray:
 
 def located(spec: TableSpec, name: Any, call: str) -> list[str]:
     """Folders of a snapshot: by its name, or the path of its own folder."""
-    if isinstance(name, os.PathLike | bytes):
-        return [os.fsdecode(name)]
-    if isinstance(name, str) and os.sep in name:
-        return [name]
-    return find_parts(persistent_path(spec, call), name, call)
+    is_path = isinstance(name, os.PathLike | bytes)
+    if not is_path and not (isinstance(name, str) and os.sep in name):
+        return find_parts(persistent_path(spec, call), name, call)
+    folder = os.fsdecode(name)
+    if os.path.isfile(os.path.join(folder, TREE)):
+        raise ValueError(
+            f"{call}(name={folder!r}): written by oe.save, which oe.restore reads; "
+            "a table alone is in its folder table-0, table-1, ..."
+        )
+    return [folder]

@@ -97,17 +97,11 @@ class SnapshotMethods(abc.ABC):
         return read_table(self.spec, parts, device, capacity, ignore, step, call)
 
     def list_snapshots(self) -> list[str]:
-        """Names of the snapshots in ``persistent_path``, sorted."""
+        """Names of the snapshots in ``persistent_path``, sorted, numbers by value."""
         paths = files.persistent_path(
             self.spec, f"{type(self).__name__}.list_snapshots"
         )
-        return sorted(
-            {
-                n
-                for folder in files.rank_folders(paths)
-                for n in files.list_folder(folder)
-            }
-        )
+        return files.list_names(paths)
 
     def verify_snapshot(self, name: AnyPath) -> None:
         """Reads a snapshot whole and checks every row.

@@ -92,7 +92,7 @@ class TableError(RuntimeError):
     ],
     meta_fields=["spec"],
 )
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Table:
     """Rows, their index and their optimizer state, as a pytree of uint32 arrays.
 
@@ -240,7 +240,8 @@ def num_buckets(capacity: int, is_cached: bool = False) -> int:
 
 def check_capacity(capacity: Any, call: str) -> int:
     """A capacity as int; ValueError if no table can have it."""
-    if isinstance(capacity, bool) or not isinstance(capacity, int | np.integer):
+    whole = isinstance(capacity, int | np.integer) and not isinstance(capacity, bool)
+    if not whole and not (isinstance(capacity, float) and capacity.is_integer()):
         raise TypeError(f"{call}(capacity=...): {capacity!r} is not a whole number.")
     if not 1 <= capacity <= _MOST_ROWS:
         raise ValueError(

@@ -1,6 +1,7 @@
 """Growing, reading and writing tables from the host, against a dict."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -276,3 +277,33 @@ def test_a_table_stays_on_the_device_it_was_made_for():
     table = oe.set_rows(table, [9], np.ones((1, 4)))
     assert table.rows.devices() == {device}
     assert oe.get_rows(table, [9]).found.tolist() == [True]
+
+
+def test_items_of_a_table_that_was_donated_meanwhile():
+    table = oe.set_rows(make_table(capacity=64), np.arange(40), np.ones((40, 4)))
+    rest = oe.items(table, batch_size=4)
+    next(rest)
+    jax.jit(lambda table: table, donate_argnums=0)(table)
+    with pytest.raises(ValueError, match="donated to an earlier call"):
+        list(rest)
+
+
+def test_tables_are_compared_by_identity():
+    a, b = make_table(), make_table()
+    assert a == a
+    assert a != b
+    assert a in [b, a]
+
+
+def test_grow_takes_a_whole_number_of_any_type():
+    wrong: list[Any] = [8.5, True, "9"]
+    whole: Any = 1e3
+    assert oe.grow(make_table(capacity=8), whole).capacity == 1000
+    for capacity in wrong:
+        with pytest.raises(TypeError, match="not a whole number"):
+            oe.grow(make_table(capacity=8), capacity)
+
+
+def test_a_list_that_jit_has_traced():
+    with pytest.raises(TypeError, match=r"lookup\(ids=\[...\]\): a list of traced"):
+        jax.jit(oe.lookup)(make_table(), [1, 2, 3])

@@ -175,6 +175,17 @@ def test_several_tables_and_what_they_may_be_filled_into(tmp_path):
             oe.restore(tmp_path / "s", like=wrong)
 
 
+def test_shapes_in_the_place_of_a_table(tmp_path):
+    with embedding(None) as emb:
+        table = train(emb.init(), 0, 2)
+        oe.save(tmp_path / "s", table=table)
+        shapes = jax.eval_shape(emb.init)
+        for like in (shapes, jax.device_get(table)):
+            assert_same(
+                oe.restore(tmp_path / "s", like={"table": like})["table"], table
+            )
+
+
 def test_a_schedule_needs_the_embedding(tmp_path):
     optimizer = oe.sgd(optax.constant_schedule(0.1))
     with embedding(None, optimizer=optimizer) as emb:

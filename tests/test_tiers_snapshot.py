@@ -203,3 +203,89 @@ def test_save_and_restore_beside_a_pytree(tmp_path, expected):
         table = train(table, 30, 40)
         restored = oe.restore(tmp_path / "checkpoint", like={"table": table})
         assert contents(train(restored["table"], 30, STEPS)) == expected
+
+
+IDS = np.arange(WORST).reshape(BATCH, TABLES)
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Two embeddings on SSD."""
+    with (
+        embedding(ssd(tmp_path / "a"), "a") as a,
+        embedding(ssd(tmp_path / "b"), "b") as b,
+    ):
+        yield {"a": a, "b": b}
+
+
+def trained(tables):
+    values = np.ones((*IDS.shape, DIM))
+    return {name: oe.set_rows(table, IDS, values) for name, table in tables.items()}
+
+
+def assert_alive(tables):
+    for table in tables.values():
+        oe.check(table)
+        assert oe.size(table) == WORST
+
+
+def flip_in_the_middle(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_restore_that_fails_leaves_cached_tables(tmp_path, two):
+    tables = {name: emb.init() for name, emb in two.items()}
+    folder = tmp_path / "s"
+    oe.save(folder, a=tables["a"], b=tables["b"], w=np.arange(1000))
+    tables = trained(tables)
+    with (
+        oe.MultiTableEmbedding(
+            "other", DIM, "float32", "int64", optimizer=oe.sgd(0.1),
+            store_options=device(None),
+        ) as other,
+        pytest.raises(ValueError, match="optimizer"),
+    ):  # fmt: skip
+        oe.restore(folder, like={"a": two["a"], "b": other})
+    assert_alive(tables)
+    flip_in_the_middle(folder / "arrays.npz")
+    with pytest.raises(StoreError, match="damaged"):
+        oe.restore(folder, like=two)
+    assert_alive(tables)
+
+
+def test_a_restore_of_damaged_rows_leaves_all_cached_tables(tmp_path, two):
+    tables = trained({name: emb.init() for name, emb in two.items()})
+    oe.save(tmp_path / "s", a=tables["a"], b=tables["b"])
+    for path in (tmp_path / "s" / "table-1").rglob("*"):
+        if path.is_file() and path.stat().st_size > 2000:
+            flip_in_the_middle(path)
+    with pytest.raises(StoreError):
+        oe.restore(tmp_path / "s", like=two)
+    assert_alive(tables)
+
+
+def test_a_relative_path_of_a_running_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with embedding(ssd("here")) as emb:
+        table = emb.init()
+        monkeypatch.chdir("/")
+        table = train(table, 0, 5)
+        emb.save_snapshot(table, "one")
+        assert emb.list_snapshots() == ["one"]
+
+
+def test_room_for_the_rows_of_a_cache(tmp_path):
+    """The snapshot's table had a cache of fewer slots than rows."""
+    with embedding(ssd(tmp_path / "a", WORST), "a") as emb:
+        table = train(emb.init(), 0, STEPS)
+        rows = oe.size(table)
+        path = emb.save_snapshot(table, "one")
+    assert rows > 2 * WORST
+    few = oe.make_device_mem_store_options(capacity=10)
+    with (
+        embedding(few, "few") as emb,
+        pytest.raises(ValueError, match=rf"load_snapshot\(capacity={rows}\)"),
+    ):
+        emb.load_snapshot(path)
