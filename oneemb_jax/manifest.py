@@ -330,16 +330,26 @@ def _shown(columns: tuple[Initializer, ...]) -> str:
     return repr(columns[0]) if same else repr([*columns])
 
 
+def keeps_state(saved: Optimizer, wanted: Optimizer) -> bool:
+    """Whether two optimizers keep the same of a row."""
+    return (saved.name, saved.state_fields) == (wanted.name, wanted.state_fields)
+
+
+def _keeps_nothing(optimizer: Optimizer) -> bool:
+    return not optimizer.state_fields and not optimizer.num_row_words
+
+
 def _optimizer_candidates(saved: Optimizer, wanted: Optimizer) -> list[Difference]:
+    # One that keeps nothing of a row can leave what another kept.
+    state_fits = keeps_state(saved, wanted) or _keeps_nothing(wanted)
     if saved.name != wanted.name:
-        return [Difference("optimizer", saved.name, wanted.name, False)]
-    same_state = saved.state_fields == wanted.state_fields
+        return [Difference("optimizer", saved.name, wanted.name, state_fits)]
     return [
         Difference(
             f"optimizer.{field}",
             getattr(saved, field),
             getattr(wanted, field),
-            same_state or field != "momentum",
+            state_fits or field != "momentum",
         )
         for field in _HYPER
     ]
@@ -378,7 +388,12 @@ def check_same(
     if free:
         remedy += (
             f" Rows mean the same whatever {', '.join(free)}: with ignore={free} "
-            "the embedding's count from now on."
+            "the embedding's count from now on"
+            + (
+                "."
+                if keeps_state(saved.optimizer, wanted.optimizer)
+                else f", and what {saved.optimizer.name} kept of each is left out."
+            )
         )
     raise ValueError(
         "\n".join([f"{call}: the snapshot is of another table.", *lines, remedy])

@@ -198,10 +198,18 @@ def _items(part: Part, spec: TableSpec) -> Batches:
         yield keys, tables, rows
 
 
+def _fits(part: Part, spec: TableSpec) -> bool:
+    """Whether rows hold what the table's do."""
+    saved = part.manifest.spec
+    return saved is None or mf.keeps_state(saved.optimizer, spec.optimizer)
+
+
 def _add_rows(table: Table, part: Part) -> Table:
     spec = table.spec
     for keys, tables, raw in _items(part, spec):
         rows = raw.view(np.uint32)
+        if not _fits(part, spec):
+            rows = rows[:, : spec.embedding_dim]  # the state of another optimizer
         more = spec.row_words - rows.shape[1]
         rows = np.pad(rows, ((0, 0), (0, more))) if more else rows
         words = keys.view(np.uint32).reshape(-1, spec.id_words)
@@ -299,7 +307,8 @@ def _cached_table(
         for part in parts:
             for _ in _items(part, spec):
                 pass
-    if len(parts) == 1 and first.manifest.row_words == spec.row_words:
+    same_width = first.manifest.row_words == spec.row_words
+    if len(parts) == 1 and same_width and _fits(first, spec):
         # Rows stay where they are: the Store links to them.
         table = load_cached(spec, device, first.folder)
         rows = np.array([first.reader.rows], "<u8").view("<u4")

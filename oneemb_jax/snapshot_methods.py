@@ -68,8 +68,10 @@ class SnapshotMethods(abc.ABC):
                 store options. Rows are admitted as they were only if it is that
                 of the table saved. Not for a cached table.
             ignore: what may differ from the snapshot's, of "key_type" (signed or
-                unsigned), "optimizer" (its numbers), "seed", "tables" (their
-                initializers; more of them): it matters to rows to come alone.
+                unsigned), "optimizer" (its numbers; or the embedding's is plain SGD,
+                say to serve, and what another kept of each row is left out), "seed",
+                "tables" (their initializers; more of them): it matters to rows to
+                come alone.
             step: updates done, in the place of the snapshot's; needed where a
                 persistent table writer wrote the rows and updates count.
 

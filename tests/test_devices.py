@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import oneemb_jax as oe
-from helpers import make_spec, make_table, table_bits, train
+from helpers import make_cached, make_spec, make_table, table_bits, train
+from oneemb_jax import cache
 from oneemb_jax.table import init_table
 
 IDS = np.arange(3)
@@ -135,3 +136,25 @@ def test_a_table_of_another_dtype():
     table = jax.tree.map(lambda x: x.astype(jnp.float32), make_table(4))
     with pytest.raises(ValueError, match=r"index is float32\[.*not uint32"):
         oe.lookup(table, IDS)
+
+
+def test_a_cached_table_lives_on_one_device(tmp_path):
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((2,), ("data",), auto, devices=jax.devices()[:2])
+    everywhere, split = PartitionSpec(), PartitionSpec("data")
+    table = make_cached(tmp_path)
+
+    @functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(everywhere, split),
+        out_specs=everywhere,
+        check_vma=False,
+    )
+    def stage(table, ids):
+        return oe.stage(table, ids)
+
+    with pytest.raises(ValueError, match="this runs on 2"):
+        jax.jit(stage)(table, oe.pack_ids(np.arange(4)))
+    oe.check(oe.stage(table, np.arange(4)))
+    cache.close_cached(table.spec.name)

@@ -263,6 +263,40 @@ def test_another_table_is_refused_and_every_difference_named(tmp_path):
         assert np.asarray(loaded.learning_rate).view(np.float32)[0] == 0.5
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("dim", [3, 4])
+@pytest.mark.parametrize("tier", ["device", "ssd"])
+def test_rows_are_served_without_their_state(tmp_path, optimizer, dim, tier):
+    with embedding(tmp_path / "a", dim, optimizer=OPTIMIZERS[optimizer]) as emb:
+        table = train(emb.init(), 0, 5)
+        path = emb.save_snapshot(table, "one")
+        ids = np.concatenate([ids for ids, _, _ in oe.items(table)])
+        expected = oe.get_rows(table, ids).embedding
+    stores = {
+        "device": oe.make_device_mem_store_options(capacity=64),
+        "ssd": oe.make_cached_ssd_store_options(0.1, tmp_path / "b"),
+    }
+    options = {"optimizer": oe.sgd(0.5), "store_options": stores[tier]}
+    with embedding(None, dim, name="serving", **options) as emb:
+        table = emb.load_snapshot(path, ignore="optimizer")
+        assert oe.size(table) == len(ids) > 0
+        np.testing.assert_array_equal(oe.get_rows(table, ids).embedding, expected)
+        assert not np.asarray(table.rows)[:, dim:].any()
+
+
+def test_state_is_left_out_on_demand_alone(tmp_path):
+    with embedding(tmp_path) as emb:
+        path = emb.save_snapshot(train(emb.init(), 0, 1), "adam")
+    with (
+        embedding(None, name="sgd", optimizer=oe.sgd(0.1)) as emb,
+        pytest.raises(ValueError, match=r"\['optimizer'\].* adam kept .* left out"),
+    ):
+        emb.load_snapshot(path)
+    other = pytest.raises(ValueError, match="has adam, the embedding adagrad")
+    with embedding(None, name="other", optimizer=oe.adagrad(0.1)) as emb, other:
+        emb.load_snapshot(path, ignore="optimizer")
+
+
 def test_more_tables_than_were_saved(tmp_path):
     tables = [oe.make_table_options(UNIFORM)]
     with embedding(tmp_path, tables=tables * 2) as emb:
