@@ -120,6 +120,22 @@ def load_cached(spec: TableSpec, device: Any, folder: str) -> Table:
     return _attached(store, spec, device)
 
 
+def check_one_device(call: str) -> None:
+    """ValueError within ``jax.shard_map`` over several devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = math.prod(mesh.shape[axis] for axis in mesh.manual_axes)
+    if devices > 1:
+        raise ValueError(
+            f"{call}(table=...): a cached table lives on one device, with its store, "
+            f"and this runs on {devices}: call it outside of shard_map."
+        )
+
+
+def is_open(name: str) -> bool:
+    """Whether a table of that name has a Store."""
+    return name in _open
+
+
 def _check_platform(device: Any, call: str) -> None:
     if not isinstance(device, jax.Device | None):
         return  # init_table says so

@@ -31,7 +31,7 @@ def host_integers(values: Any, argument: str, call: str) -> np.ndarray:
     except jax.errors.TracerArrayConversionError as error:
         raise TypeError(
             f"{call}({argument}=[...]): a list of traced numbers, as jax.jit makes of "
-            "one that is passed to it; pass an array: oe.pack_ids(ids) outside."
+            "one that is passed to it; pass an array, of 64-bit ids oe.pack_ids(ids)."
         ) from error
     except ValueError as error:
         raise ValueError(

@@ -94,7 +94,7 @@ class Optimizer:
             raise ValueError(f"Optimizer(name={self.name!r}): use one of {[*_KINDS]}.")
         if not callable(self.learning_rate):
             self._set("learning_rate", _rate(self.learning_rate, self.name))
-        for field in _HYPER:
+        for field in HYPER_PARAMETERS:
             value = getattr(self, field)
             if field not in _KINDS[self.name].hyper:
                 if value:
@@ -116,7 +116,7 @@ class Optimizer:
 
     def _identity(self) -> tuple[Any, ...]:
         rate = id(self.learning_rate) if callable(self.learning_rate) else None
-        return (self.name, rate, *(getattr(self, field) for field in _HYPER))
+        return (self.name, rate, *(getattr(self, field) for field in HYPER_PARAMETERS))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Optimizer):
@@ -146,7 +146,7 @@ class Optimizer:
     def hyper(self) -> np.ndarray:
         """The hyper-parameters as the kernels read them: float64[14]."""
         coupled = 0.0 if self.decoupled else self.weight_decay
-        values = {field: getattr(self, field) for field in _HYPER}
+        values = {field: getattr(self, field) for field in HYPER_PARAMETERS}
         values["weight_decay"] = coupled
         values["decoupled"] = self.weight_decay - coupled
         return np.array(list(values.values()), np.float64)
@@ -188,7 +188,7 @@ class Optimizer:
 
 
 #: In the order of the fields of OptimizerConfig.
-_HYPER = tuple(field.name for field in dataclasses.fields(Optimizer)[2:])
+HYPER_PARAMETERS = tuple(field.name for field in dataclasses.fields(Optimizer)[2:])
 
 _TINY = float(np.finfo(np.float32).tiny)
 _HUGE = float(np.finfo(np.float32).max)

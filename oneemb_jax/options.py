@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -154,7 +155,7 @@ def path_option(value: Any, call: str) -> str | tuple[str, ...] | None:
             f"{call}(persistent_path={value!r}): pass the path of a folder, a list "
             "of paths, or None."
         )
-    names = tuple(os.path.abspath(os.fsdecode(path)) for path in paths)
+    names = tuple(str(Path(os.fsdecode(path)).absolute()) for path in paths)
     return names if several else names[0]
 
 

@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ import numpy as np
 from oneemb_jax import snapshot, trees
 from oneemb_jax._ffi import native
 from oneemb_jax._version import __version__
+from oneemb_jax.cache import is_open
 from oneemb_jax.embedding import MultiTableEmbedding, MultiTableMultiColumnEmbedding
 from oneemb_jax.options import AnyPath
 from oneemb_jax.saved_files import read_array
@@ -102,13 +103,22 @@ def verify_arrays(path: Path, places: list[trees.Place]) -> Iterator[str]:
                     yield f"{place.path}: {error}"
 
 
+class _CachedTable(NamedTuple):
+    key: int  # of its leaf
+    spec: TableSpec
+    part: Part
+    like: Any
+
+
 class _Restorer:
-    """Makes leaves from what JSON says of them."""
+    """Makes leaves from what JSON says of them: ``made``, by its ``id``."""
 
     def __init__(
         self, path: Path, data: dict[str, Any], archive: zipfile.ZipFile
     ) -> None:
         self.path, self.data, self.archive = path, data, archive
+        self.made: dict[int, Any] = {}
+        self.cached: list[_CachedTable] = []
 
     def array(self, leaf: dict[str, Any]) -> np.ndarray:
         shape = leaf["shape"]
@@ -142,28 +152,35 @@ class _Restorer:
             return _placed(_as_jax(array), like)
         return array if kind == "numpy" else array[()]
 
-    def leaves(self, wanted: Iterable[tuple[dict[str, Any], Any]]) -> dict[int, Any]:
-        """Every leaf, with its like, by ``id`` of what JSON says of it.
-
-        A cached table that is loaded ends the one that its embedding had: all else
-        is made before, so that what cannot be restored leaves that as it is.
-        """
-        made: dict[int, Any] = {}
-        cached = []
+    def make(self, wanted: Iterable[tuple[dict[str, Any], Any]]) -> None:
+        """Every leaf, with its like, but for cached tables, which are checked."""
         for leaf, like in wanted:
             if "table" not in leaf:
-                made[id(leaf)] = self.leaf(leaf, like)
+                self.made[id(leaf)] = self.leaf(leaf, like)
                 continue
             spec, part = self.checked_table(leaf, like)
             if spec.is_cached:
-                cached.append((id(leaf), spec, part, like))
+                self.made[id(leaf)] = like  # until it is loaded
+                self.cached.append(_CachedTable(id(leaf), spec, part, like))
             else:
-                made[id(leaf)] = _load(spec, part, like)
-        for *_, part, _ in cached if len(cached) > 1 else ():
-            native.verify_snapshot(encode_path(part.folder))
-        for key, spec, part, like in cached:
-            made[key] = _load(spec, part, like)
-        return made
+                self.made[id(leaf)] = _load(spec, part, like)
+        names = [table.spec.name for table in self.cached]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"restore(like=...): two tables are to be {name!r}, whose cached "
+                    "table has one store; make an embedding for each."
+                )
+
+    def load_cached(self) -> None:
+        """A cached table that is loaded ends the one that its embedding had.
+
+        So all else has been made before, and first come those that end none.
+        """
+        for table in self.cached if len(self.cached) > 1 else ():
+            native.verify_snapshot(encode_path(table.part.folder))
+        for table in sorted(self.cached, key=lambda table: is_open(table.spec.name)):
+            self.made[table.key] = _load(table.spec, table.part, table.like)
 
     def checked_table(self, leaf: dict[str, Any], like: Any) -> tuple[TableSpec, Part]:
         """What a table is to be, and its open snapshot: all of it but its rows."""
@@ -187,11 +204,12 @@ def _load(spec: TableSpec, part: Part, like: Any) -> Table:
     saved = 0 if part.manifest.state is None else part.manifest.state.capacity
     most = max(saved, spec.capacity, part.reader.rows)
     capacity = None if spec.is_cached else most
-    device = None
     # Its arrays may be shapes, as of jax.eval_shape.
-    if isinstance(like, Table) and isinstance(like.rows, jax.Array):
-        (device,) = like.rows.devices() if like.rows.committed else (None,)
-    return snapshot.read_table(spec, [part], device, capacity, (), None, "restore")
+    sharding = _sharding(like.rows) if isinstance(like, Table) else None
+    devices = () if sharding is None else tuple(sharding.device_set)
+    device = devices[0] if len(devices) == 1 else None
+    table = snapshot.read_table(spec, [part], device, capacity, (), None, "restore")
+    return table if len(devices) < 2 else jax.device_put(table, sharding)
 
 
 def _as_jax(array: np.ndarray) -> jax.Array:
@@ -204,11 +222,16 @@ def _as_jax(array: np.ndarray) -> jax.Array:
     return made
 
 
-def _placed(array: jax.Array, like: Any) -> jax.Array:
-    committed = isinstance(like, jax.Array) and like.committed
-    sharding = like.sharding if committed else None
+def _sharding(like: Any) -> jax.sharding.Sharding | None:
+    """Where ``like`` says that an array goes, if it does."""
     if isinstance(like, jax.ShapeDtypeStruct):
-        sharding = like.sharding
+        return like.sharding
+    committed = isinstance(like, jax.Array) and like.committed
+    return like.sharding if committed else None
+
+
+def _placed(array: jax.Array, like: Any) -> jax.Array:
+    sharding = _sharding(like)
     return array if sharding is None else jax.device_put(array, sharding)
 
 
@@ -238,7 +261,8 @@ def restore(
         *names: which items; all of them by default.
         like: for items by name, a pytree of the same structure: its arrays, or
             ``jax.ShapeDtypeStruct``, say what is expected and where it goes. In the
-            place of a table, its embedding or another table of it.
+            place of a table, its embedding or another table of it (to make one of
+            a cached embedding, even its shapes, ends its table: give the embedding).
 
     Returns:
         A dict of items by name.
@@ -249,8 +273,8 @@ def restore(
             or needs one.
         StoreError: if a file is damaged.
 
-    What raises has changed nothing: a cached table of an embedding in ``like`` is
-    as it was, and ends only when all else could be restored.
+    A mismatch or a damaged file raises before anything has changed: a cached table
+    of an embedding in ``like`` is as it was, and ends when all else is restored.
 
     Example:
         >>> import tempfile
@@ -282,7 +306,13 @@ def restore(
                 for name in chosen
                 for pair in _leaves(items[name], templates.get(name), name in templates)
             ]
-            made = _Restorer(folder, data, archive).leaves(wanted)
+            restorer = _Restorer(folder, data, archive)
+            restorer.make(wanted)
+        made = restorer.made
+        for name in chosen:  # a node of the user's may refuse what it is given
+            if name in templates:
+                _fill(items[name], templates[name], made)
+        restorer.load_cached()
         return {
             name: _fill(items[name], templates[name], made)
             if name in templates

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from oneemb_jax import comparison
 from oneemb_jax import manifest as mf
 from oneemb_jax import snapshot_files as files
 from oneemb_jax._ffi import native
@@ -201,7 +202,7 @@ def _items(part: Part, spec: TableSpec) -> Batches:
 def _fits(part: Part, spec: TableSpec) -> bool:
     """Whether rows hold what the table's do."""
     saved = part.manifest.spec
-    return saved is None or mf.keeps_state(saved.optimizer, spec.optimizer)
+    return saved is None or comparison.keeps_state(saved.optimizer, spec.optimizer)
 
 
 def _add_rows(table: Table, part: Part) -> Table:
@@ -301,14 +302,15 @@ def _cached_table(
             "size that cache_budget_mb gives it; leave capacity out."
         )
     first = parts[0]
-    if first.manifest.spec is None:
-        # No table has had these rows: they are looked at before those that the
-        # Store has go.
+    same_width = first.manifest.row_words == spec.row_words
+    is_linked = len(parts) == 1 and same_width and _fits(first, spec)
+    if not is_linked or first.manifest.spec is None:
+        # What no Store looks at, or no table has had, is looked at before the rows
+        # go that the Store has.
         for part in parts:
             for _ in _items(part, spec):
                 pass
-    same_width = first.manifest.row_words == spec.row_words
-    if len(parts) == 1 and same_width and _fits(first, spec):
+    if is_linked:
         # Rows stay where they are: the Store links to them.
         table = load_cached(spec, device, first.folder)
         rows = np.array([first.reader.rows], "<u8").view("<u4")
@@ -327,11 +329,11 @@ def check_table(
 ) -> int | None:
     """ValueError if a snapshot is of another table; the step to set, if any."""
     manifest = parts[0].manifest
-    ignored = mf.check_ignore(ignore, call)
+    ignored = comparison.check_ignore(ignore, call)
     if manifest.spec is None:
         _check_width(parts, spec, call)
     else:
-        mf.check_same(manifest.spec, spec, ignored, call)
+        comparison.check_same(manifest.spec, spec, ignored, call)
     return _checked_step(spec, manifest, step, call)
 
 

@@ -85,10 +85,10 @@ def list_names(paths: str | tuple[str, ...]) -> list[str]:
     return sorted(names, key=_by_numbers)
 
 
-def _by_numbers(name: str) -> tuple[list[str], list[int], str]:
-    """Sorts names by what is around their numbers, then by these."""
-    texts = re.split(r"([0-9]+)", name)
-    return texts[::2], [int(number) for number in texts[1::2]], name
+def _by_numbers(name: str) -> tuple[list[str | int], str]:
+    """Sorts "a9b" before "a10": what is between numbers as text."""
+    parts = re.split(r"([0-9]+)", name)  # text, number, text, ...
+    return [int(p) if i % 2 else p for i, p in enumerate(parts)], name
 
 
 def list_folder(folder: str | os.PathLike[str]) -> list[str]:

@@ -77,6 +77,11 @@ class TableSpec:
         return isinstance(self.store, CachedStoreOptions)
 
     @property
+    def key_space(self) -> str:
+        """As the embedding's argument: "shared" or "separate"."""
+        return "shared" if self.shared_keys else "separate"
+
+    @property
     def id_words(self) -> int:
         """32-bit words of an id."""
         return WORDS[self.key_type]

@@ -12,28 +12,17 @@ import numpy as np
 
 from oneemb_jax import _ffi
 from oneemb_jax._compat import out_like
-from oneemb_jax.cache import budget_for, check_current
+from oneemb_jax.cache import budget_for, check_current, check_one_device
 from oneemb_jax.counters import host_counters
 from oneemb_jax.ids import id_words, table_id_period
 from oneemb_jax.table import CACHED_ARRAYS, Table, check_table
-
-
-def _check_one_device(call: str) -> None:
-    """ValueError within ``jax.shard_map`` over several devices."""
-    mesh = jax.sharding.get_abstract_mesh()
-    devices = math.prod(mesh.shape[axis] for axis in mesh.manual_axes)
-    if devices > 1:
-        raise ValueError(
-            f"{call}(table=...): a cached table lives on one device, with its store, "
-            f"and this runs on {devices}; gather ids and gradients there."
-        )
 
 
 def _batch(table: Table, ids: Any, table_ids: Any, call: str) -> list[jax.Array]:
     """The ids as handlers want them: one microbatch of ids and of table ids."""
     spec = check_table(table, call).spec
     if spec.is_cached:
-        _check_one_device(call)
+        check_one_device(call)
     words = id_words(ids, spec.key_type, call)
     shape = tuple(words.shape[:-1])
     period = table_id_period(table_ids, shape, spec.num_tables, call)

@@ -12,6 +12,7 @@ import numpy as np
 
 from oneemb_jax import _ffi
 from oneemb_jax._compat import out_like
+from oneemb_jax.cache import check_one_device
 from oneemb_jax.lookup import LookupContext
 from oneemb_jax.sparse_grad import (
     as_array,
@@ -163,6 +164,7 @@ def update(
     # those reads; without that edge it copies the whole table, twice.
     target, names = "oneemb_update", _WRITTEN
     if spec.is_cached:
+        check_one_device("update")
         target, names = "oneemb_update_cached", (*CACHED_ARRAYS, "step")
     written = [name for name in names if name != "store_nonce"]
     arrays = [getattr(table, name) for name in names]

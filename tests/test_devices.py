@@ -144,17 +144,22 @@ def test_a_cached_table_lives_on_one_device(tmp_path):
     everywhere, split = PartitionSpec(), PartitionSpec("data")
     table = make_cached(tmp_path)
 
-    @functools.partial(
-        jax.shard_map,
-        mesh=mesh,
-        in_specs=(everywhere, split),
-        out_specs=everywhere,
-        check_vma=False,
-    )
     def stage(table, ids):
         return oe.stage(table, ids)
 
-    with pytest.raises(ValueError, match="this runs on 2"):
-        jax.jit(stage)(table, oe.pack_ids(np.arange(4)))
+    def update(table, ids):
+        acts, ctx = oe.lookup(table, ids)
+        return oe.update(table, ctx, acts)
+
+    for function in (stage, update):
+        split_up = jax.shard_map(
+            function,
+            mesh=mesh,
+            in_specs=(everywhere, split),
+            out_specs=everywhere,
+            check_vma=False,
+        )
+        with pytest.raises(ValueError, match="this runs on 2"):
+            jax.jit(split_up)(table, oe.pack_ids(np.arange(4)))
     oe.check(oe.stage(table, np.arange(4)))
     cache.close_cached(table.spec.name)

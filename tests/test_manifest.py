@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import oneemb_jax as oe
 from helpers import make_spec, make_table
+from oneemb_jax import comparison
 from oneemb_jax import manifest as mf
 from snapshots import OPTIMIZERS
 
@@ -49,7 +50,7 @@ def test_there_and_back(spec):
     manifest = manifest_of(spec, rank=2, num_ranks=5)
     back = mf.decode_manifest(manifest.encode(), "here")
     assert back.spec is not None
-    assert mf.differences(spec, back.spec) == []
+    assert comparison.differences(spec, back.spec) == []
     assert back.encode() == manifest.encode()
     assert (back.spec.name, back.spec.capacity) == (spec.name, spec.capacity)
     rate: Any = back.spec.optimizer.learning_rate
@@ -145,21 +146,21 @@ OTHER: list[tuple[dict[str, Any], str, bool]] = [
 def test_each_difference(changes, words, ignorable):
     saved, wanted = make_spec(**BASE), make_spec(**{**BASE, **changes})
     with pytest.raises(ValueError, match="load") as caught:
-        mf.check_same(saved, wanted, (), "load")
+        comparison.check_same(saved, wanted, (), "load")
     assert words in str(caught.value)
     assert ("ignore=" in str(caught.value)) == ignorable
-    ignored = mf.check_ignore(mf.IGNORABLE, "load")
+    ignored = comparison.check_ignore(comparison.IGNORABLE, "load")
     if ignorable:
-        mf.check_same(saved, wanted, ignored, "load")
+        comparison.check_same(saved, wanted, ignored, "load")
     else:
         with pytest.raises(ValueError, match="load"):
-            mf.check_same(saved, wanted, ignored, "load")
+            comparison.check_same(saved, wanted, ignored, "load")
 
 
 def test_state_of_another_shape_is_never_passed_over():
     saved, wanted = oe.sgd(0.1), oe.sgd(0.1, momentum=0.5)
     with pytest.raises(ValueError, match=r"optimizer\.momentum: the snapshot has 0\.0"):
-        mf.check_same(
+        comparison.check_same(
             make_spec(optimizer=saved), make_spec(optimizer=wanted), ["optimizer"], "c"
         )
 
@@ -170,7 +171,7 @@ def test_every_difference_is_listed():
         changes.update(change)
     saved, wanted = make_spec(**BASE), make_spec(**{**BASE, **changes})
     with pytest.raises(ValueError, match="load") as caught:
-        mf.check_same(saved, wanted, (), "load")
+        comparison.check_same(saved, wanted, (), "load")
     fields = [line.split(":")[0].strip() for line in str(caught.value).splitlines()]
     assert fields[1:-1] == [
         "embedding_dim", "key_type", "key_space", "padding_idx", "tables", "seed",
@@ -181,10 +182,10 @@ def test_every_difference_is_listed():
 def test_names_capacities_and_learning_rates_may_differ():
     saved = make_spec(name="a", capacity=5, optimizer=oe.adam(0.1))
     wanted = make_spec(name="b", capacity=9, optimizer=oe.adam(lambda step: 0.1))
-    assert mf.differences(saved, wanted) == []
+    assert comparison.differences(saved, wanted) == []
 
 
 def test_only_some_things_can_be_ignored():
-    assert mf.check_ignore("seed", "load") == ("seed",)
+    assert comparison.check_ignore("seed", "load") == ("seed",)
     with pytest.raises(ValueError, match=r"'embedding_dim' can't be passed over"):
-        mf.check_ignore(["seed", "embedding_dim"], "load")
+        comparison.check_ignore(["seed", "embedding_dim"], "load")

@@ -186,6 +186,24 @@ def test_shapes_in_the_place_of_a_table(tmp_path):
             )
 
 
+def test_tables_go_where_like_has_them(tmp_path):
+    devices = jax.devices()[:2]
+    mesh = jax.make_mesh((2,), ("data",), devices=devices)
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    second = jax.sharding.SingleDeviceSharding(devices[1])
+    with embedding(None) as emb:
+        table = train(emb.init(), 0, 2)
+        oe.save(tmp_path / "s", table=table)
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=second), table
+        )
+        likes = {jax.device_put(table, replicated): set(devices), shapes: {devices[1]}}
+        for like, expected in likes.items():
+            back = oe.restore(tmp_path / "s", like={"table": like})["table"]
+            assert_same(back, table)
+            assert back.rows.devices() == back.index.devices() == expected
+
+
 def test_a_schedule_needs_the_embedding(tmp_path):
     optimizer = oe.sgd(optax.constant_schedule(0.1))
     with embedding(None, optimizer=optimizer) as emb:

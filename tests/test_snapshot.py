@@ -217,13 +217,13 @@ def test_capacity(tmp_path):
 
 
 def test_names_are_sorted_by_the_numbers_in_them(tmp_path):
-    names = ["step-9", "step-10", "step-100", "a2b1", "a10b1", "a2b10", "step"]
+    names = ["step-9-end", "step-10", "step-100", "a2b1", "a10", "a2b10", "step"]
     with embedding(tmp_path) as emb:
         table = emb.init()
         for name in names:
             emb.save_snapshot(table, name)
         assert emb.list_snapshots() == [
-            "a2b1", "a2b10", "a10b1", "step", "step-9", "step-10", "step-100"
+            "a2b1", "a2b10", "a10", "step", "step-9-end", "step-10", "step-100"
         ]  # fmt: skip
 
 
@@ -289,7 +289,9 @@ def test_state_is_left_out_on_demand_alone(tmp_path):
         path = emb.save_snapshot(train(emb.init(), 0, 1), "adam")
     with (
         embedding(None, name="sgd", optimizer=oe.sgd(0.1)) as emb,
-        pytest.raises(ValueError, match=r"\['optimizer'\].* adam kept .* left out"),
+        pytest.raises(
+            ValueError, match=r"(?s)\['optimizer'\]\).* adam kept .* left out"
+        ),
     ):
         emb.load_snapshot(path)
     other = pytest.raises(ValueError, match="has adam, the embedding adagrad")

@@ -30,7 +30,7 @@ LAYERS = (
     ("_ffi", "spec", "embedding_args"),
     ("table", "store"),
     ("cache",),
-    ("counters", "lookup", "manifest", "trees"),
+    ("comparison", "counters", "lookup", "manifest", "trees"),
     ("sparse_grad", "tiers", "watch", "snapshot_files", "saved_files"),
     ("update",),
     ("grad", "host", "items", "exchange", "persistent_table"),
