@@ -13,12 +13,11 @@ namespace oneemb::gpu {
 constexpr int kStagedBytes = 64;
 
 // Gradients where the caller has them: wide rows.
-template <class Access, int kColumns>
+template <class PackedElements>
 class GradientsInPlace {
  public:
-  using Storage = typename Access::Storage;
-  using Elements = Packed<Access, kColumns>;
-  static constexpr int kWidth = kColumns;
+  using Elements = PackedElements;
+  using Storage = typename Elements::Storage;
   static constexpr bool kStaged = false;
   struct Shared {};
 
@@ -49,13 +48,12 @@ class GradientsInPlace {
 
 // Gradients that a warp first brings to shared memory, all at once: narrow
 // rows. In place, each would take a line of the first-level cache, of which it
-// is a part, and a block of them would be read in eight turns.
-template <class Access, int kColumns>
+// is a part, and a block would be read a few at a time.
+template <class PackedElements>
 class StagedGradients {
  public:
-  using Storage = typename Access::Storage;
-  using Elements = Packed<Access, kColumns>;
-  static constexpr int kWidth = kColumns;
+  using Elements = PackedElements;
+  using Storage = typename Elements::Storage;
   using Word = typename Elements::Type;
   static constexpr bool kStaged = true;
   struct Shared {
@@ -118,6 +116,8 @@ class StagedGradients {
       *to = Elements::LoadConstant(from);
     }
   }
+
+  static constexpr int kWidth = Elements::kColumns;
 
   Shared* shared_;
   const Storage* const* gradients_;

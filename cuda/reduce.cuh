@@ -86,7 +86,7 @@ __device__ __forceinline__ void SumItem(
     const Reduce& reduce, const Gradients& gradients,
     const WindowShared<typename Reduce::Storage>& shared, int32_t first,
     BlockItem item, Sink* sink) {
-  constexpr int kWidth = Gradients::kWidth;
+  constexpr int kWidth = Gradients::Elements::kColumns;
   bool finite = true;
   const auto sum_block = [&](int column) {
     const Columns<kWidth> sum =
@@ -164,11 +164,11 @@ __global__ __launch_bounds__(kReduceThreads, 12) void ReduceKernel(
 template <class Sink, class Access, int kWidth>
 cudaError_t LaunchReduceBy(cudaStream_t stream, const ReduceArgs& args,
                            const typename Sink::Args& sink) {
-  using Staged = StagedGradients<Access, kWidth>;
-  const auto kernel =
-      Staged::Fits(args.shape)
-          ? ReduceKernel<Staged, Sink>
-          : ReduceKernel<GradientsInPlace<Access, kWidth>, Sink>;
+  using Elements = Packed<Access, kWidth>;
+  using Staged = StagedGradients<Elements>;
+  const auto kernel = Staged::Fits(args.shape)
+                          ? ReduceKernel<Staged, Sink>
+                          : ReduceKernel<GradientsInPlace<Elements>, Sink>;
   const int64_t warps =
       CeilDiv(args.n, args.windows_per_warp * kWarp) * args.warps_per_window;
   return LaunchNext<kReduceThreads>(stream, kernel,

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from oneemb_jax import _ffi
+from oneemb_jax.options import whole_option
 from oneemb_jax.spec import TableSpec
 
 #: Entries of a bucket and words of a bucket (xla_ffi/core/bucket.h).
@@ -240,15 +241,13 @@ def num_buckets(capacity: int, is_cached: bool = False) -> int:
 
 def check_capacity(capacity: Any, call: str) -> int:
     """A capacity as int; ValueError if no table can have it."""
-    whole = isinstance(capacity, int | np.integer) and not isinstance(capacity, bool)
-    if not whole and not (isinstance(capacity, float) and capacity.is_integer()):
-        raise TypeError(f"{call}(capacity=...): {capacity!r} is not a whole number.")
+    capacity = whole_option(capacity, "capacity", call)
     if not 1 <= capacity <= _MOST_ROWS:
         raise ValueError(
             f"{call}(capacity={capacity}): a table in device memory holds 1 to "
             f"{_MOST_ROWS} rows."
         )
-    return int(capacity)
+    return capacity
 
 
 def array_shapes(spec: TableSpec, capacity: int) -> list[jax.ShapeDtypeStruct]:

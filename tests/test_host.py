@@ -300,7 +300,7 @@ def test_grow_takes_a_whole_number_of_any_type():
     whole: Any = 1e3
     assert oe.grow(make_table(capacity=8), whole).capacity == 1000
     for capacity in wrong:
-        with pytest.raises(TypeError, match="not a whole number"):
+        with pytest.raises(TypeError, match="pass a whole number"):
             oe.grow(make_table(capacity=8), capacity)
 
 
