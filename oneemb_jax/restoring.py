@@ -308,17 +308,21 @@ def restore(
             ]
             restorer = _Restorer(folder, data, archive)
             restorer.make(wanted)
+
+    def filled() -> dict[str, Any]:
         made = restorer.made
-        for name in chosen:  # a node of the user's may refuse what it is given
-            if name in templates:
-                _fill(items[name], templates[name], made)
-        restorer.load_cached()
         return {
             name: _fill(items[name], templates[name], made)
             if name in templates
             else trees.decode(items[name], lambda leaf: made[id(leaf)])
             for name in chosen
         }
+
+    if restorer.cached:
+        filled()  # a node of the user's may refuse what it is given
+        with _damage_named(folder):
+            restorer.load_cached()
+    return filled()
 
 
 # --- into a given structure ---
