@@ -19,16 +19,6 @@
 #include "temp_folder.h"
 #include "test_store.h"
 
-#if defined(__SANITIZE_THREAD__)
-// The threads that share large batches stay in the process that forks; one that
-// is killed starts its own.
-extern "C" __attribute__((visibility("default"))) const char*
-// NOLINTNEXTLINE(bugprone-reserved-identifier,readability-identifier-naming)
-__tsan_default_options() {
-  return "die_after_fork=0";
-}
-#endif
-
 namespace oneemb {
 namespace {
 
