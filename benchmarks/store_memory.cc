@@ -2,7 +2,7 @@
 // memory of the machine asks for.
 //
 //   g++ -std=c++17 -O3 -pthread -Ixla_ffi -o store_memory
-//       benchmarks/store_memory.cc xla_ffi/store/{host_cache,host_tier}.cc
+//       benchmarks/store_memory.cc xla_ffi/store/{crew,host_cache,host_tier}.cc
 //       xla_ffi/store/{index_shard,pages,row_arena,row_index,s3_fifo,status}.cc
 //   ./store_memory index KEYS [LOCATION_BITS]
 //   ./store_memory host ROW_BYTES THREADS [GIB]
