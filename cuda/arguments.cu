@@ -20,6 +20,15 @@ __global__ void UploadKernel(const __grid_constant__ Piece piece, uint32_t* to,
   }
 }
 
+Draws AllDraws(const InitializerConfig* configs, int64_t count) {
+  const bool uniform =
+      std::all_of(configs, configs + count, [](const InitializerConfig& c) {
+        return c.kind == InitializerKind::kConstant ||
+               c.kind == InitializerKind::kUniform;
+      });
+  return uniform ? Draws::kUniform : Draws::kAny;
+}
+
 }  // namespace
 
 cudaError_t Upload(cudaStream_t stream, const void* from, int64_t bytes,
@@ -52,6 +61,7 @@ cudaError_t MakeInitializerArgs(cudaStream_t stream,
   args->rows = rows;
   args->rows.column_ends = nullptr;
   args->rows.configs = nullptr;
+  args->draws = AllDraws(rows.configs, configs);
   if (columns <= InitializerArgs::kInlineEnds) {
     std::copy_n(rows.column_ends, columns, args->column_ends);
   } else {

@@ -24,6 +24,7 @@ struct InitializerArgs {
   static constexpr int kInlineConfigs = 32;
 
   RowInitializers rows;  // pointers null where the lists are inline
+  Draws draws;           // what all of them are
   int32_t column_ends[kInlineEnds];
   InitializerConfig configs[kInlineConfigs];
 

@@ -1,6 +1,7 @@
 #include "cuda/collect.h"
 #include "cuda/index.cuh"
 #include "cuda/key_copy.cuh"
+#include "cuda/tile_sums.cuh"
 #include "cuda/warp.cuh"
 
 namespace oneemb::gpu {
@@ -45,7 +46,7 @@ struct PairScanShared {
 PairScan TakePairScan(int64_t tiles, Workspace* workspace) {
   PairScan scan{};
   scan.next_tile = workspace->Take<uint32_t>(1);
-  for (uint64_t*& words : scan.tiles) words = workspace->Take<uint64_t>(tiles);
+  for (TileSums& sums : scan.sums) sums = TakeTileSums(tiles, workspace);
   return scan;
 }
 
@@ -66,8 +67,8 @@ __device__ Pair PairsBefore(const PairScan& scan, uint32_t tile, Pair mine,
                                               shared->warp_sums, &total);
   const unsigned warp = threadIdx.x / kWarp;
   if (warp < 2) {
-    const uint32_t before = LookBack(scan.tiles[warp], tile,
-                                     warp == 0 ? total & kHalf : total >> 16);
+    const uint32_t before = SumBefore(scan.sums[warp], tile,
+                                      warp == 0 ? total & kHalf : total >> 16);
     if (Lane() == 0) shared->before[warp] = before;
   }
   __syncthreads();

@@ -7,6 +7,7 @@
 #include "core/residency.h"
 #include "core/table_view.h"
 #include "cuda/launch.h"
+#include "cuda/tile_sums.h"
 
 namespace oneemb::gpu {
 
@@ -37,7 +38,7 @@ struct VictimPlan {
 // Sums of pairs over tiles, while other blocks find theirs.
 struct PairScan {
   uint32_t* next_tile;
-  uint64_t* tiles[2];
+  TileSums sums[2];
 };
 
 // Room to collect slots in, on the device.

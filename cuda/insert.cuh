@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "cuda/index.cuh"
 #include "cuda/new_row.cuh"
@@ -11,26 +12,26 @@
 
 namespace oneemb::gpu {
 
-// Lets the new keys of a block, from number `begin` on, compete for entries of
-// the index, as far as there is room for rows, and adds them to the version of
-// the layout; for a whole block.
-__device__ inline void InsertNewKeys(const PlaceArgs& a, const uint64_t* hashes,
-                                     uint32_t begin, uint32_t count) {
-  __shared__ unsigned long long block_version;
-  if (threadIdx.x == 0) block_version = 0;
+// Lets a new key compete for an entry of the index, if there is room for its
+// row. Returns its term of the version of the layout.
+__device__ inline uint64_t InsertNewKey(const PlaceArgs& a, uint64_t hash,
+                                        uint32_t number) {
+  const int64_t slot = static_cast<int64_t>(a.state->rows_before) + number;
+  if (slot >= a.table.capacity) return 0;
+  CompeteForEntry(a.table.index, hash, static_cast<int32_t>(slot));
+  return LayoutTerm(hash, static_cast<int32_t>(slot));
+}
+
+// Adds the terms of a block's threads to the version of the layout.
+__device__ inline void AddVersion(const PlaceArgs& a, uint64_t terms) {
+  __shared__ unsigned long long block_terms;
+  if (threadIdx.x == 0) block_terms = 0;
   __syncthreads();
-  uint64_t version = 0;
-  for (uint32_t k = threadIdx.x; k < count; k += kBlockThreads) {
-    const int64_t slot = static_cast<int64_t>(a.state->rows_before) + begin + k;
-    if (slot >= a.table.capacity) break;
-    CompeteForEntry(a.table.index, hashes[k], static_cast<int32_t>(slot));
-    version += LayoutTerm(hashes[k], static_cast<int32_t>(slot));
-  }
-  version = WarpSum64(version);
-  if (Lane() == 0) atomicAdd(&block_version, version);
+  terms = WarpSum64(terms);
+  if (Lane() == 0) atomicAdd(&block_terms, terms);
   __syncthreads();
-  if (threadIdx.x == 0 && count > 0) {
-    AtomicAdd64(a.table.layout_version, block_version);
+  if (threadIdx.x == 0 && block_terms != 0) {
+    AtomicAdd64(a.table.layout_version, block_terms);
   }
 }
 
@@ -59,24 +60,32 @@ __device__ inline void FinishEntries(const PlaceArgs& a) {
   __syncwarp();
 }
 
-// Writes the new rows, a thread one 16-byte part after another.
-__device__ inline void WriteNewRows(const PlaceArgs& a) {
+// Writes the new rows, a thread one 16-byte part after another. The key of the
+// next row is on its way meanwhile: as it lies in memory, since to take it
+// apart is to wait for it.
+template <Draws kDraws>
+__device__ void WriteNewRows(const PlaceArgs& a) {
   const RowInitializers rows = a.initializers.View();
   const int64_t inserted = NumInserted(a);
   const int parts = static_cast<int>(CeilDiv(a.table.row_words, 4));
-  int lanes = 1;
-  while (lanes < kWarp && lanes < parts) lanes *= 2;
+  const int lanes = DrawLanes(parts);
+  const int lane = Lane() & (lanes - 1);
   const int64_t groups = int64_t{gridDim.x} * (kBlockThreads / lanes);
   const int64_t thread = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
-  for (int64_t number = thread / lanes; number < inserted; number += groups) {
-    const NewKey key = a.new_keys[number];
-    const int64_t slot =
-        a.table.cached() ? key.slot
-                         : static_cast<int64_t>(a.state->rows_before) + number;
-    for (int part = Lane() % lanes; part < parts; part += lanes) {
-      WriteNewWords(rows, a.optimizer, a.embedding_dim, a.table.row_words,
-                    key.init_table, key.id, static_cast<uint32_t>(part),
-                    a.table.Row(slot));
+  const int64_t rows_before = static_cast<int64_t>(a.state->rows_before);
+  const auto* const keys = reinterpret_cast<const uint4*>(a.new_keys);
+  uint4 next{};
+  int64_t number = thread / lanes;
+  if (number < inserted) next = keys[number];
+  for (; number < inserted; number += groups) {
+    NewKey key;
+    memcpy(&key, &next, sizeof(key));
+    if (number + groups < inserted) next = keys[number + groups];
+    const int64_t slot = a.table.cached() ? key.slot : rows_before + number;
+    const InitialRow<kDraws> initial(rows, key.init_table, key.id);
+    for (int part = lane; part < parts; part += lanes) {
+      WriteNewWords(initial, a.optimizer, a.embedding_dim, a.table.row_words,
+                    static_cast<uint32_t>(part), a.table.Row(slot));
     }
   }
 }

@@ -170,24 +170,51 @@ __global__ __launch_bounds__(kLookupThreads, 10) void LookupKernel(
   a.block_counts[blockIdx.x].words[threadIdx.x] = sum;
 }
 
-// The activation of an id that has no row.
-template <int kWidth>
-__device__ Columns<kWidth> WithoutRow(const LookupArgs& a, const Found& found,
-                                      int column) {
-  float values[4] = {};
-  const bool unstaged = a.table.cached() && found.slot == kSlotMissing;
-  if (found.slot == kSlotBadTable || unstaged) {
-    for (float& value : values) value = FloatFromBits(kFloatNaN);
-  } else if (found.slot != kSlotPadding) {
-    InitialColumns(a.initializers.View(), static_cast<uint16_t>(found.table),
-                   found.id, static_cast<uint32_t>(column / 4), values);
-  }
-  Columns<kWidth> columns;
+// An id that has no row, of a block's tile.
+struct alignas(16) WithoutRow {
+  uint64_t id;
+  int32_t slot;
+  uint16_t table;    // where that is one
+  uint16_t in_tile;  // which id it is
+};
+
+// Writes columns c ... c + 3, as many as there are.
+template <class Access, int kWidth>
+__device__ __forceinline__ void StoreFour(const float (&values)[4], int c,
+                                          int dim,
+                                          typename Access::Storage* out) {
+  using Out = Packed<Access, kWidth>;
 #pragma unroll
-  for (int i = 0; i < kWidth; ++i) {
-    columns.v[i] = kWidth == 4 ? values[i] : values[column % 4];
+  for (int k = 0; k < 4; k += kWidth) {
+    if (kWidth < 4 && c + k >= dim) break;
+    Columns<kWidth> columns;
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) columns.v[i] = values[k + i];
+    Out::Store(out + c + k, Out::Pack(columns));
   }
-  return columns;
+}
+
+// Writes the activation of an id that has no row, from column `c` on every
+// `step` columns, four of them.
+template <class Access, int kWidth, Draws kDraws>
+__device__ __forceinline__ void FillRow(const LookupArgs& a,
+                                        const RowInitializers& initializers,
+                                        const WithoutRow& item, int c, int step,
+                                        typename Access::Storage* out) {
+  const int dim = a.shape.dim;
+  const bool unstaged = a.table.cached() && item.slot == kSlotMissing;
+  float values[4] = {};
+  if (item.slot == kSlotPadding || item.slot == kSlotBadTable || unstaged) {
+    const bool zero = item.slot == kSlotPadding;
+    for (float& x : values) x = zero ? 0.0F : FloatFromBits(kFloatNaN);
+    for (; c < dim; c += step) StoreFour<Access, kWidth>(values, c, dim, out);
+    return;
+  }
+  const InitialRow<kDraws> row(initializers, item.table, item.id);
+  for (; c < dim; c += step) {
+    row.Draw(static_cast<uint32_t>(c) / 4, values);
+    StoreFour<Access, kWidth>(values, c, dim, out);
+  }
 }
 
 // Adds up what the blocks have counted; for one block.
@@ -212,48 +239,59 @@ __device__ void AddBlockCounts(const LookupArgs& a) {
   if (threadIdx.x == 0) *a.out.seen_version = *a.table.layout_version;
 }
 
-// Writes the activations of ids that have no row, over what a reserved slot of
-// a cached table held; the first block adds up what Lookup has counted. Mostly
-// there is nothing to write: few blocks find that out.
-template <class Access, int kWidth, int kItems>
-__global__ __launch_bounds__(kBlockThreads) void FillKernel(
-    const __grid_constant__ LookupArgs a) {
-  using Out = Packed<Access, kWidth>;
-  constexpr int kTile = kItems * kBlockThreads;
-  __shared__ uint32_t warp_sums[kBlockWarps];
-  __shared__ uint16_t without[kTile];  // ids of the tile, by number
-  WaitForPrevious();
-  if (blockIdx.x == 0) {
-    AddBlockCounts(a);
-    return;
-  }
-  const int thread = static_cast<int>(threadIdx.x);
-  const int64_t first = (int64_t{blockIdx.x} - 1) * kTile;
+// Lists the ids of a tile, from `first` on, that have no row; for a whole
+// block. Returns how many there are.
+template <int kItems>
+__device__ int ListWithoutRow(const LookupArgs& a, int64_t first,
+                              uint32_t* warp_sums, WithoutRow* items) {
+  const unsigned thread = threadIdx.x;
   uint32_t mine = 0;
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
     const int64_t i = first + k * kBlockThreads + thread;
     if (i < a.ids.size && IsWithoutRow(a, a.out.slots[i])) mine |= 1U << k;
   }
-  if (__syncthreads_or(static_cast<int>(mine)) == 0) return;
-  uint32_t total = 0;
-  uint32_t at = BlockExclusiveSum(__popc(mine), warp_sums, &total);
+  if (__syncthreads_or(static_cast<int>(mine)) == 0) return 0;
+  uint32_t count = 0;
+  uint32_t at = BlockExclusiveSum(__popc(mine), warp_sums, &count);
   for (; mine != 0; mine &= mine - 1) {
-    without[at++] =
-        static_cast<uint16_t>(LowestBit(mine) * kBlockThreads + thread);
+    const unsigned in_tile = LowestBit(mine) * kBlockThreads + thread;
+    const int64_t i = first + in_tile;
+    items[at++] = {a.ids.Id(i), a.out.slots[i],
+                   static_cast<uint16_t>(a.ids.Table(i)),
+                   static_cast<uint16_t>(in_tile)};
   }
   __syncthreads();
-  auto* const out = static_cast<typename Access::Storage*>(a.out.activations);
-  const int groups = kBlockThreads / a.shape.lanes;
-  for (int k = thread / a.shape.lanes; k < static_cast<int>(total);
-       k += groups) {
-    const int64_t row = first + without[k];
-    const Found found{a.ids.Id(row), a.ids.Table(row), a.out.slots[row]};
-    for (int c = thread % a.shape.lanes * kWidth; c < a.shape.dim;
-         c += a.shape.lanes * kWidth) {
-      Out::Store(out + row * a.shape.dim + c,
-                 Out::Pack(WithoutRow<kWidth>(a, found, c)));
-    }
+  return static_cast<int>(count);
+}
+
+// Writes the activations of ids that have no row, over what a reserved slot of
+// a cached table held; the first block adds up what Lookup has counted. Mostly
+// there is nothing to write: few blocks find that out.
+template <class Access, int kWidth, int kItems, Draws kDraws>
+__global__ __launch_bounds__(kBlockThreads) void FillKernel(
+    const __grid_constant__ LookupArgs a) {
+  constexpr int kTile = kItems * kBlockThreads;
+  __shared__ uint32_t warp_sums[kBlockWarps];
+  __shared__ WithoutRow items[kTile];
+  WaitForPrevious();
+  if (blockIdx.x == 0) {
+    AddBlockCounts(a);
+    return;
+  }
+  const int64_t first = (int64_t{blockIdx.x} - 1) * kTile;
+  const int count = ListWithoutRow<kItems>(a, first, warp_sums, items);
+  const RowInitializers initializers = a.initializers.View();
+  const int dim = a.shape.dim;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int lanes = DrawLanes(static_cast<int>(CeilDiv(dim, 4)));
+  auto* const out =
+      static_cast<typename Access::Storage*>(a.out.activations) + first * dim;
+  for (int k = thread / lanes; k < count; k += kBlockThreads / lanes) {
+    const WithoutRow item = items[k];
+    FillRow<Access, kWidth, kDraws>(a, initializers, item,
+                                    4 * (thread & (lanes - 1)), 4 * lanes,
+                                    out + int64_t{item.in_tile} * dim);
   }
 }
 
@@ -276,9 +314,10 @@ __global__ __launch_bounds__(kBlockThreads) void ReadRowsKernel(
     const int32_t slot = __shfl_sync(kAllLanes, mine.slot, k);
     uint32_t* const out = a.rows + (first + k) * a.table.row_words;
     if (slot == kSlotMissing) {
+      const InitialRow<Draws::kAny> initial(rows, static_cast<uint16_t>(table),
+                                            id);
       for (int64_t p = Lane(); p < CeilDiv(a.table.row_words, 4); p += kWarp) {
-        WriteNewWords(rows, a.optimizer, a.shape.dim, a.table.row_words,
-                      static_cast<uint16_t>(table), id,
+        WriteNewWords(initial, a.optimizer, a.shape.dim, a.table.row_words,
                       static_cast<uint32_t>(p), out);
       }
       continue;
@@ -307,6 +346,15 @@ int64_t LookupBlocks(int64_t n) {
   return CeilDiv(n, kLookupWarps * WarpIds(n));
 }
 
+template <class Access, int kWidth, int kItems>
+cudaError_t LaunchFill(cudaStream_t stream, const LookupArgs& args) {
+  const auto fill = args.initializers.draws == Draws::kUniform
+                        ? FillKernel<Access, kWidth, kItems, Draws::kUniform>
+                        : FillKernel<Access, kWidth, kItems, Draws::kAny>;
+  const int64_t blocks = 1 + CeilDiv(args.ids.size, kItems * kBlockThreads);
+  return LaunchNext(stream, fill, static_cast<unsigned>(blocks), args);
+}
+
 template <class Access, int kWidth>
 cudaError_t LaunchLookup(cudaStream_t stream, const LookupArgs& args,
                          const LookupHooks* hooks) {
@@ -322,11 +370,8 @@ cudaError_t LaunchLookup(cudaStream_t stream, const LookupArgs& args,
   if (hooks != nullptr) {
     ONEEMB_RETURN_IF_CUDA_ERROR(hooks->after_find(args.state));
   }
-  const int64_t items = IsSmallBatch(n) ? 1 : 4;
-  const auto fill = IsSmallBatch(n) ? FillKernel<Access, kWidth, 1>
-                                    : FillKernel<Access, kWidth, 4>;
-  const int64_t blocks = 1 + CeilDiv(n, items * kBlockThreads);
-  return LaunchNext(stream, fill, static_cast<unsigned>(blocks), args);
+  return IsSmallBatch(n) ? LaunchFill<Access, kWidth, 1>(stream, args)
+                         : LaunchFill<Access, kWidth, 4>(stream, args);
 }
 
 }  // namespace

@@ -1,30 +1,14 @@
 #include "core/counters.h"
-#include "core/optimizer_math.h"
 #include "cuda/chain.cuh"
 #include "cuda/checksum.cuh"
 #include "cuda/claim.cuh"
-#include "cuda/fingerprint.cuh"
 #include "cuda/index.cuh"
-#include "cuda/insert.cuh"
 #include "cuda/place.h"
+#include "cuda/sort_keys.cuh"
 #include "cuda/warp.cuh"
 
 namespace oneemb::gpu {
 namespace {
-
-constexpr int kNumberItems = 4;  // positions a thread
-constexpr int kAssignItems = 2;
-constexpr int64_t kAssignTile = kAssignItems * kBlockThreads;
-// Most calls have nothing to assign: few blocks that find that out.
-constexpr unsigned kMaxAssignBlocks = 1024;
-constexpr int64_t kNumberTile = kNumberItems * kBlockThreads;
-static_assert(kBlockThreads == SortPlan::kMaxDigits,
-              "a thread looks after one digit");
-
-// How often a block has seen each digit of the passes of the sort.
-struct DigitCounts {
-  uint32_t counts[SortPlan::kMaxPasses][SortPlan::kMaxDigits];
-};
 
 // Whether all lookups saw the layout that the table has; for a whole block.
 __device__ bool SawLayout(const PlaceArgs& a) {
@@ -38,23 +22,6 @@ __device__ bool SawLayout(const PlaceArgs& a) {
     }
   }
   return __syncthreads_and(same) != 0;
-}
-
-__device__ void AddLookupCounts(const PlaceArgs& a) {
-  for (int32_t b = 0; b < a.batch.count; ++b) {
-    const UpdateBatch& batch = a.batch.list()[b].batch;
-    for (int64_t m = threadIdx.x; m < batch.num_microbatches; m += blockDim.x) {
-      const uint32_t* const counts = batch.counts + m * kNumLookupCounts;
-      AtomicAdd64(&a.table.counters[kHits], counts[kLookupHits]);
-      AtomicAdd64(&a.table.counters[kMisses], counts[kLookupMisses]);
-      AtomicAdd64(&a.table.counters[kBadTables], counts[kLookupBadTables]);
-    }
-  }
-}
-
-// Whether positions come with what a lookup found.
-__device__ bool HasContexts(PlaceMode mode) {
-  return mode == PlaceMode::kUpdate || mode == PlaceMode::kNumber;
 }
 
 // Whether this call may change anything, as far as its scalars tell.
@@ -86,13 +53,6 @@ __device__ uint32_t WrittenChecksum(const PlaceArgs& a) {
     }
   }
   return sum;
-}
-
-// Whether the call goes through: after Place, contexts are known to be whole.
-__device__ bool GoesThrough(const PlaceArgs& a) {
-  const PlaceState& state = *a.state;
-  if (!HasContexts(a.mode)) return state.active != 0;
-  return state.active != 0 && state.checksum == 0 && state.outside == 0;
 }
 
 // The slot of a position as the lookup reported it. Its part of the checksum is
@@ -157,68 +117,61 @@ __device__ int32_t PlaceMissing(const PlaceArgs& a, bool saw_layout,
   return missing ? Claim(a, key, table, static_cast<uint32_t>(position)) : code;
 }
 
-__device__ __forceinline__ uint32_t SortKey(const PlaceArgs& a, int32_t slot) {
-  return slot >= 0 ? static_cast<uint32_t>(slot) : a.sort.sentinel;
-}
-
-// For a whole block, before and after it counts.
-__device__ void BeginCounts(DigitCounts* block) {
-  for (auto& counts : block->counts) counts[threadIdx.x] = 0;
-}
-
-__device__ void AddCounts(const PlaceArgs& a, const DigitCounts& block) {
-  if (threadIdx.x >= 1U << a.sort.digit_bits) return;
-  const int64_t copy = blockIdx.x % SortPlan::kCopies;
-  uint32_t* const totals =
-      a.sort.totals + copy * a.sort.num_totals() + threadIdx.x;
-  for (int pass = 0; pass < a.sort.passes; ++pass) {
-    const uint32_t count = block.counts[pass][threadIdx.x];
-    if (count != 0) atomicAdd(totals + (pass << a.sort.digit_bits), count);
-  }
-}
-
-__device__ void CountKey(const PlaceArgs& a, uint32_t key, DigitCounts* block) {
-#pragma unroll
-  for (int pass = 0; pass < SortPlan::kMaxPasses; ++pass) {
-    if (pass == a.sort.passes) break;
-    atomicAdd(&block->counts[pass][a.sort.Digit(key, pass)], 1U);
-  }
-}
-
-// Writes what is known of a position; counts its digits if that is its sort
-// key.
-__device__ void WriteCode(const PlaceArgs& a, int64_t position, int32_t code,
-                          DigitCounts* block_counts) {
-  if (code <= kFirstClaim) {
-    a.state->any_missing = 1;
-    a.codes[position] = code;
-    return;
-  }
-  const uint32_t key = SortKey(a, code);
+// Writes the sort key of a position, and counts its digits.
+__device__ void WriteKey(const PlaceArgs& a, int64_t position, int32_t slot,
+                         DigitCounts* block_counts) {
+  const uint32_t key = SortKey(a.sort, slot);
   a.codes[position] = static_cast<int32_t>(key);
-  CountKey(a, key, block_counts);
+  CountKey(a.sort, key, block_counts);
 }
+
+// Room for the positions of a block that the lookup reported missing.
+template <int kItems>
+struct MissingShared {
+  SearchShared search[kBlockWarps];
+  uint32_t warp_sums[kBlockWarps];
+  uint16_t items[kItems * kBlockThreads];  // where they are in the block's tile
+};
 
 // Places the positions that the lookup reported missing: those of this thread
-// whose bit of `asks` is set; for a whole block. Not inlined: a step that
+// whose bit of `asks` is set; for a whole block. They are shared out anew: each
+// takes several trips to memory, one after the other. Not inlined: a step that
 // trains only rows that are there does without, and its registers are better
 // spent on more warps.
 template <int kItems>
 __device__ __noinline__ void PlaceMissingOnes(const PlaceArgs& a,
                                               bool saw_layout, int64_t begin,
                                               uint32_t asks,
-                                              SearchShared* shared,
+                                              MissingShared<kItems>* shared,
                                               DigitCounts* block_counts) {
+  const unsigned thread = threadIdx.x;
+  uint32_t count = 0;
+  uint32_t at = BlockExclusiveSum(__popc(asks), shared->warp_sums, &count);
+  for (; asks != 0; asks &= asks - 1) {
+    shared->items[at++] =
+        static_cast<uint16_t>(LowestBit(asks) * kBlockThreads + thread);
+  }
+  __syncthreads();
   int bad = 0;
+  bool claims = false;
 #pragma unroll 1
-  for (int k = 0; k < kItems; ++k) {
-    const int64_t position = begin + threadIdx.x + k * kBlockThreads;
-    const bool missing = (asks >> k & 1) != 0;
-    if (!__any_sync(kAllLanes, missing)) continue;
-    const int32_t code = PlaceMissing(a, saw_layout, position, missing, shared);
+  for (uint32_t k = thread; k - Lane() < count; k += kBlockThreads) {
+    const bool missing = k < count;
+    const int64_t position = begin + shared->items[missing ? k : 0];
+    const int32_t code = PlaceMissing(a, saw_layout, position, missing,
+                                      &shared->search[thread / kWarp]);
     if (!missing) continue;
     bad += code == kSlotBadTable ? 1 : 0;
-    WriteCode(a, position, code, block_counts);
+    if (code <= kFirstClaim) {
+      claims = true;
+      a.codes[position] = code;
+    } else {
+      WriteKey(a, position, code, block_counts);
+    }
+  }
+  // One word that all threads wrote would take most of the kernel's time.
+  if (__syncthreads_or(claims ? 1 : 0) != 0 && thread == 0) {
+    a.state->any_missing = 1;
   }
   if (a.mode != PlaceMode::kWriteRows) return;
   const uint64_t bad_in_warp = WarpSum64(static_cast<uint64_t>(bad));
@@ -230,8 +183,7 @@ __device__ __noinline__ void PlaceMissingOnes(const PlaceArgs& a,
 template <int kItems>
 __global__ __launch_bounds__(kBlockThreads, 5) void PlaceKernel(
     const __grid_constant__ PlaceArgs a) {
-  __shared__ SearchShared search[kBlockWarps];
-  __shared__ uint32_t warp_sums[kBlockWarps];
+  __shared__ MissingShared<kItems> missing;
   __shared__ DigitCounts block_counts;
   WaitForPrevious();
   const int64_t begin = int64_t{blockIdx.x} * kItems * kBlockThreads;
@@ -248,7 +200,7 @@ __global__ __launch_bounds__(kBlockThreads, 5) void PlaceKernel(
   if (!active) return;
   BeginCounts(&block_counts);
   const bool saw_layout = SawLayout(a);
-  AddBlockSum(checksum, warp_sums, &a.state->checksum);
+  AddBlockSum(checksum, missing.warp_sums, &a.state->checksum);
   const int of_rows = a.table.cached() ? kSlotsUsed : kRows;
   const int64_t rows =
       saw_layout ? static_cast<int64_t>(a.table.counters[of_rows]) : 0;
@@ -267,177 +219,14 @@ __global__ __launch_bounds__(kBlockThreads, 5) void PlaceKernel(
       asks |= 1U << k;
       continue;
     }
-    WriteCode(a, position, slots[k], &block_counts);
+    WriteKey(a, position, slots[k], &block_counts);
   }
   if (__syncthreads_or(static_cast<int>(asks)) != 0) {
-    PlaceMissingOnes<kItems>(a, saw_layout, begin, asks,
-                             &search[threadIdx.x / kWarp], &block_counts);
+    PlaceMissingOnes<kItems>(a, saw_layout, begin, asks, &missing,
+                             &block_counts);
     __syncthreads();
   }
-  AddCounts(a, block_counts);
-}
-
-// Takes the key that position `first` is the first of, as number `number`.
-// Returns its hash.
-__device__ uint64_t TakeNewKey(const PlaceArgs& a, uint32_t first,
-                               uint32_t cell, uint32_t number) {
-  const PlacedBatch& placed = a.batch.Find(first);
-  const int64_t i = first - placed.begin;
-  const uint64_t id = placed.batch.ids.Id(i);
-  int32_t table = placed.batch.ids.Table(i);
-  const Key key = a.keys.MakeKey(id, table);
-  if (a.cell_tables != nullptr) {
-    table = static_cast<int32_t>(~a.cell_tables[cell]);
-  }
-  const uint64_t hash = HashKey(key);
-  const int32_t slot = a.table.cached() && a.mode != PlaceMode::kStage
-                           ? FindSlot(a.table.index, key, hash)
-                           : kSlotMissing;
-  a.cells[cell] = number;
-  a.new_keys[number] = {id, key.table, static_cast<uint16_t>(table), slot};
-  return hash;
-}
-
-__global__ __launch_bounds__(kBlockThreads) void NumberKernel(
-    const __grid_constant__ PlaceArgs a) {
-  __shared__ uint32_t warp_sums[kBlockWarps];
-  __shared__ uint32_t shared_tile;
-  __shared__ uint32_t shared_before;
-  __shared__ uint64_t hashes[kNumberTile];
-  WaitForPrevious();
-  if (!GoesThrough(a) || a.state->any_missing == 0) return;
-  // Tiles are taken in order, so that those before this one are under way.
-  if (threadIdx.x == 0) shared_tile = atomicAdd(&a.state->next_tile, 1U);
-  __syncthreads();
-  const uint32_t tile = shared_tile;
-  const int64_t begin = tile * kNumberTile + threadIdx.x * kNumberItems;
-  uint32_t cells[kNumberItems];
-  bool is_first[kNumberItems];
-  uint32_t count = 0;
-#pragma unroll
-  for (int k = 0; k < kNumberItems; ++k) {
-    const int64_t i = begin + k;
-    const int32_t code = i < a.batch.size ? a.codes[i] : 0;
-    cells[k] = static_cast<uint32_t>(kFirstClaim - code);
-    is_first[k] =
-        code <= kFirstClaim && a.cells[cells[k]] == ~static_cast<uint32_t>(i);
-    count += is_first[k] ? 1 : 0;
-  }
-  uint32_t in_block = 0;
-  uint32_t number = BlockExclusiveSum(count, warp_sums, &in_block);
-  if (threadIdx.x < kWarp) {
-    const uint32_t before = LookBack(a.tiles, tile, in_block);
-    if (threadIdx.x == 0) {
-      shared_before = before;
-      if (tile + 1 == gridDim.x) a.state->num_new = before + in_block;
-    }
-  }
-  __syncthreads();
-#pragma unroll
-  for (int k = 0; k < kNumberItems; ++k) {
-    if (!is_first[k]) continue;
-    hashes[number] = TakeNewKey(a, static_cast<uint32_t>(begin + k), cells[k],
-                                shared_before + number);
-    ++number;
-  }
-  if (a.mode == PlaceMode::kStage) {
-    __syncthreads();
-    AddFingerprint(a, shared_before, in_block);
-    return;
-  }
-  if (a.mode == PlaceMode::kNumber || a.table.cached()) return;
-  InsertNewKeys(a, hashes, shared_before, in_block);
-}
-
-// The slot of a position that has claimed a cell.
-__device__ int32_t ClaimedSlot(const PlaceArgs& a, int32_t code) {
-  const int64_t number = a.cells[kFirstClaim - code];
-  if (a.mode == PlaceMode::kNumber) return static_cast<int32_t>(number);
-  if (a.table.cached()) return a.new_keys[number].slot;
-  const int64_t slot = static_cast<int64_t>(a.state->rows_before) + number;
-  return slot < a.table.capacity ? static_cast<int32_t>(slot) : kSlotMissing;
-}
-
-// Sort keys of the positions of one tile that have claimed cells, and their
-// counts. Returns how many of this thread's get no row.
-__device__ int AssignTile(const PlaceArgs& a, int64_t tile,
-                          DigitCounts* block_counts) {
-  const int64_t begin = tile * kAssignTile + threadIdx.x;
-  int refused = 0;
-#pragma unroll
-  for (int k = 0; k < kAssignItems; ++k) {
-    const int64_t i = begin + k * kBlockThreads;
-    const int32_t code = i < a.batch.size ? a.codes[i] : 0;
-    if (code > kFirstClaim) continue;
-    const int32_t slot = ClaimedSlot(a, code);
-    refused += slot < 0 ? 1 : 0;
-    const uint32_t key = SortKey(a, slot);
-    a.codes[i] = static_cast<int32_t>(key);
-    CountKey(a, key, block_counts);
-  }
-  return refused;
-}
-
-// For a whole block.
-__device__ void AssignClaimed(const PlaceArgs& a, DigitCounts* block_counts) {
-  const int64_t tiles = CeilDiv(a.batch.size, kAssignTile);
-  int refused = 0;
-  BeginCounts(block_counts);
-  __syncthreads();
-  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    refused += AssignTile(a, tile, block_counts);
-  }
-  const uint64_t refused_in_warp = WarpSum64(static_cast<uint64_t>(refused));
-  if (refused_in_warp != 0 && Lane() == 0) {
-    AtomicAdd64(&a.table.counters[kOverflows], refused_in_warp);
-  }
-  __syncthreads();
-  AddCounts(a, *block_counts);
-}
-
-// What one thread does for all where nothing goes through.
-__device__ void Refuse(const PlaceArgs& a) {
-  if (a.state->active == 0) return;
-  a.state->active = 0;  // for the launches that follow
-  if (a.mode == PlaceMode::kUpdate) ++a.table.counters[kDamagedContexts];
-}
-
-// What one block does for all, when the number of rows is known.
-__device__ void CloseBooks(const PlaceArgs& a) {
-  if (a.mode == PlaceMode::kNumber) return;
-  if (a.mode == PlaceMode::kUpdate) AddLookupCounts(a);
-  if (threadIdx.x != 0) return;
-  a.table.counters[kUnstaged] += a.state->unstaged;
-  const uint64_t inserted = static_cast<uint64_t>(NumInserted(a));
-  a.table.counters[kRows] = a.state->rows_before + inserted;
-  a.table.counters[kInserts] += inserted;
-  if (a.mode != PlaceMode::kUpdate) return;
-  DispatchOptimizer(a.optimizer.kind, [&](auto optimizer) {
-    using Scalars = typename decltype(optimizer)::Scalars;
-    static_assert(sizeof(Scalars) <= sizeof(PlaceState::scalars));
-    *reinterpret_cast<Scalars*>(a.state->scalars) =
-        decltype(optimizer)::Prepare(a.optimizer, *a.learning_rate,
-                                     a.state->step);
-  });
-  *a.step = a.state->step + 1;
-  ++*a.generation;
-}
-
-__global__ __launch_bounds__(kBlockThreads) void AssignKernel(
-    const __grid_constant__ PlaceArgs a) {
-  __shared__ DigitCounts block_counts;
-  const bool last = blockIdx.x + 1 == gridDim.x;
-  WaitForPrevious();
-  if (!GoesThrough(a)) {
-    if (last && threadIdx.x == 0) Refuse(a);
-    return;
-  }
-  if (a.state->any_missing != 0) {
-    AssignClaimed(a, &block_counts);
-    if (!a.table.cached()) FinishEntries(a);
-    if (a.mode == PlaceMode::kUpdate) WriteNewRows(a);
-  }
-  if (last) CloseBooks(a);
+  AddCounts(a.sort, block_counts);
 }
 
 }  // namespace
@@ -449,19 +238,6 @@ cudaError_t PlaceFind(cudaStream_t stream, const PlaceArgs& args) {
   place<<<NumBlocks(n, items * kBlockThreads), kBlockThreads, 0, stream>>>(
       args);
   return cudaGetLastError();
-}
-
-cudaError_t PlaceNumber(cudaStream_t stream, const PlaceArgs& args) {
-  if (args.batch.size == 0) return cudaSuccess;
-  return LaunchNext(stream, NumberKernel,
-                    NumBlocks(args.batch.size, kNumberTile), args);
-}
-
-cudaError_t PlaceSettle(cudaStream_t stream, const PlaceArgs& args) {
-  ONEEMB_RETURN_IF_CUDA_ERROR(PlaceNumber(stream, args));
-  const unsigned tiles = NumBlocks(args.batch.size, kAssignTile);
-  return LaunchNext(stream, AssignKernel,
-                    tiles < kMaxAssignBlocks ? tiles : kMaxAssignBlocks, args);
 }
 
 cudaError_t Place(cudaStream_t stream, const PlaceArgs& args) {
@@ -477,7 +253,7 @@ void TakePlaceZeros(int64_t n, int64_t num_keys, bool shared_keys,
   args->num_cells = 2;
   while (args->num_cells < cells) args->num_cells *= 2;
   args->state = workspace->Take<PlaceState>(1);
-  args->tiles = workspace->Take<uint64_t>(CeilDiv(n, kNumberTile));
+  args->firsts = TakeTileSums(CeilDiv(n, kNumberTile), workspace);
   args->cells = workspace->Take<uint32_t>(args->num_cells);
   args->cell_tables =
       workspace->Take<uint32_t>(shared_keys ? args->num_cells : 0);

@@ -1,12 +1,13 @@
 // From the ids of a batch to the slot of every position: the first half of
 // update, write_rows and global_norm.
 //
-// Three kernels. Place finds the slots that exist and lets the positions whose
-// key has none claim a cell of a hash table that lives for this call, each cell
-// going to the first position of its key. Number counts the first positions
-// from left to right, which gives new keys their slots in order of first
-// occurrence, and starts to insert them. Assign gives every position its slot,
-// finishes the insertion and writes the new rows.
+// Three kernels. Place (place.cu) finds the slots that exist and lets the
+// positions whose key has none claim a cell of a hash table that lives for this
+// call, each cell going to the first position of its key. Number (settle.cu)
+// counts the first positions from left to right, which gives new keys their
+// slots in order of first occurrence, and starts to insert them. Assign
+// (settle.cu) gives every position its slot, finishes the insertion and writes
+// the new rows.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +16,7 @@
 #include "cuda/arguments.h"
 #include "cuda/launch.h"
 #include "cuda/sort.h"
+#include "cuda/tile_sums.h"
 
 namespace oneemb::gpu {
 
@@ -24,6 +26,14 @@ enum class PlaceMode : int32_t {
   kNumber,     // no table: slots are numbers in order of first occurrence
   kStage,      // keys that a cached table lacks are numbered; it stays as it is
 };
+
+// Whether positions come with what a lookup found.
+ONEEMB_HD constexpr bool HasContexts(PlaceMode mode) {
+  return mode == PlaceMode::kUpdate || mode == PlaceMode::kNumber;
+}
+
+// Positions that a block of Number looks after.
+constexpr int kNumberTile = 4 * kBlockThreads;
 
 // What the kernels of one call tell each other. Begins as zeros.
 struct PlaceState {
@@ -44,12 +54,13 @@ struct PlaceState {
 };
 
 // A key that had no row, by its number in order of first occurrence.
-struct NewKey {
+struct alignas(16) NewKey {
   uint64_t id;
   uint16_t table;       // of the key
   uint16_t init_table;  // whose initializer the row begins with
   int32_t slot;         // that `stage` has reserved for it in a cached table
 };
+static_assert(sizeof(NewKey) == 16, "it goes by one load");
 
 struct PlaceArgs {
   PlaceMode mode;
@@ -67,7 +78,7 @@ struct PlaceArgs {
   uint32_t* generation;
   // Workspace. Zero at the beginning:
   PlaceState* state;
-  uint64_t* tiles;        // of Number
+  TileSums firsts;        // of Number
   uint32_t* cells;        // a power of two of them
   uint32_t* cell_tables;  // with shared keys: ~ the lowest table that asked
   int64_t num_cells;

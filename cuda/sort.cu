@@ -1,5 +1,6 @@
 #include "cuda/chain.cuh"
 #include "cuda/sort.h"
+#include "cuda/tile_sums.cuh"
 #include "cuda/warp.cuh"
 
 namespace oneemb::gpu {
@@ -12,7 +13,7 @@ struct PassArgs {
   const uint32_t* keys;         // the first pass reads keys
   const SlotPosition* entries;  // the others entries
   SlotPosition* out;
-  int64_t n;
+  uint32_t n;
   int digit_bits;
   int shift;
   const uint32_t* totals;  // copies of [digits], `num_totals` apart
@@ -20,7 +21,7 @@ struct PassArgs {
   uint32_t* ticket;
   uint64_t* tiles;   // [num_tiles, digits]
   uint64_t* groups;  // [num_groups, digits]
-  int64_t group_tiles;
+  int group_bits;
   const uint32_t* active;
 
   __device__ uint32_t Digit(SlotPosition entry) const {
@@ -39,12 +40,12 @@ struct PassShared {
   uint32_t warp_sums[kBlockWarps];
 };
 
-// The lanes whose digit is the same, among `valid` ones.
-__device__ uint32_t SameDigit(uint32_t digit, int digit_bits, uint32_t valid) {
+// The lanes whose digit is the same, among `valid` ones. All bits of a digit
+// are looked at, also those that digits do not have here.
+__device__ uint32_t SameDigit(uint32_t digit, uint32_t valid) {
   uint32_t same = valid;
 #pragma unroll
   for (int b = 0; b < SortPlan::kMaxDigitBits; ++b) {
-    if (b == digit_bits) break;
     const bool set = ((digit >> b) & 1) != 0;
     const uint32_t with_bit = __ballot_sync(kAllLanes, set);
     same &= set ? with_bit : ~with_bit;
@@ -52,55 +53,23 @@ __device__ uint32_t SameDigit(uint32_t digit, int digit_bits, uint32_t valid) {
   return same;
 }
 
-// A word of counts: how often a digit occurs, and above that how many tiles
-// have said so.
-constexpr uint64_t kOneTile = uint64_t{1} << 32;
-static_assert(kMaxPositions < int64_t{kOneTile}, "sums do not overflow");
-
-// The sum of `count` words, `stride` apart, each once `tiles` tiles are in it.
-__device__ uint32_t AwaitCounts(const uint64_t* words, int stride,
-                                int64_t count, uint32_t tiles) {
-  constexpr int kAtOnce = 16;
-  uint32_t sum = 0;
-  for (int64_t i = 0; i < count; i += kAtOnce) {
-    uint64_t said[kAtOnce];
-    bool complete = false;
-    while (!complete) {
-      complete = true;
-#pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) {
-        said[k] = i + k < count ? *static_cast<const volatile uint64_t*>(
-                                      words + (i + k) * stride)
-                                : tiles * kOneTile;
-      }
-#pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) {
-        complete = complete && said[k] / kOneTile == tiles;
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < kAtOnce; ++k) sum += static_cast<uint32_t>(said[k]);
-  }
-  return sum;
-}
-
 // Tells other tiles how often digit `d` occurs in this one.
-__device__ void TellCount(const PassArgs& a, int64_t tile, int d,
+__device__ void TellCount(const PassArgs& a, uint32_t tile, int d,
                           uint32_t count) {
-  const uint64_t word = kOneTile | count;
-  *static_cast<volatile uint64_t*>(a.tiles + (tile << a.digit_bits) + d) = word;
-  const int64_t group = tile / a.group_tiles;
-  AtomicAdd64(a.groups + (group << a.digit_bits) + d, word);
+  const uint32_t group = tile >> a.group_bits;
+  TellTile(a.tiles + (uint64_t{tile} << a.digit_bits) + d,
+           a.groups + (uint64_t{group} << a.digit_bits) + d, count);
 }
 
 // How often digit `d` occurs in the tiles before this one.
-__device__ uint32_t CountBefore(const PassArgs& a, int64_t tile, int d) {
+__device__ uint32_t CountBefore(const PassArgs& a, uint32_t tile, int d) {
   const int digits = 1 << a.digit_bits;
-  const int64_t group = tile / a.group_tiles;
-  const int64_t first = group * a.group_tiles;
-  return AwaitCounts(a.groups + d, digits, group,
-                     static_cast<uint32_t>(a.group_tiles)) +
-         AwaitCounts(a.tiles + first * digits + d, digits, tile - first, 1);
+  const uint32_t group = tile >> a.group_bits;
+  const uint32_t first = group << a.group_bits;
+  return AwaitSums(a.groups + d, digits, static_cast<int>(group),
+                   1U << a.group_bits) +
+         AwaitSums(a.tiles + (uint64_t{first} << a.digit_bits) + d, digits,
+                   static_cast<int>(tile - first), 1);
 }
 
 // How often digit `d` occurs at all.
@@ -116,17 +85,16 @@ __device__ uint32_t CountAll(const PassArgs& a, int d) {
 // Loads a warp's entries, from `begin` on for this lane. Returns how many there
 // are in this lane.
 template <int kItems>
-__device__ int LoadEntries(const PassArgs& a, int64_t begin,
+__device__ int LoadEntries(const PassArgs& a, uint32_t begin,
                            SlotPosition (&entries)[kItems]) {
   int valid = 0;
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
-    const int64_t i = begin + k * kWarp;
+    const uint32_t i = begin + k * kWarp;
     entries[k] = 0;
     if (i >= a.n) continue;
-    entries[k] = a.keys == nullptr ? a.entries[i]
-                                   : (SlotPosition{a.keys[i]} << 32) |
-                                         static_cast<uint32_t>(i);
+    entries[k] =
+        a.keys == nullptr ? a.entries[i] : (SlotPosition{a.keys[i]} << 32) | i;
     valid = k + 1;
   }
   return valid;
@@ -155,8 +123,7 @@ __device__ void StageEntries(const PassArgs& a,
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
     const uint32_t digit = a.Digit(entries[k]);
-    const uint32_t same =
-        SameDigit(digit, a.digit_bits, __ballot_sync(kAllLanes, k < valid));
+    const uint32_t same = SameDigit(digit, __ballot_sync(kAllLanes, k < valid));
     const uint32_t before = __popc(same & LowerLanes());
     const uint32_t next = k < valid ? digits[digit] : 0;
     __syncwarp();
@@ -184,8 +151,8 @@ __global__ __launch_bounds__(kBlockThreads) void PassKernel(
   const bool has_digit = d < 1 << a.digit_bits;
   const uint32_t in_all = has_digit ? CountAll(a, d) : 0;
   __syncthreads();
-  const int64_t tile = shared.tile;
-  const int64_t begin = tile * kTile + warp * kItems * kWarp + Lane();
+  const uint32_t tile = shared.tile;
+  const uint32_t begin = tile * kTile + warp * kItems * kWarp + Lane();
   SlotPosition entries[kItems];
   const int valid = LoadEntries(a, begin, entries);
   CountDigits(a, entries, valid, shared.warp_digits[warp]);
@@ -213,7 +180,7 @@ __global__ __launch_bounds__(kBlockThreads) void PassKernel(
     shared.out_begin[d] = digit_begin + CountBefore(a, tile, d) - tile_begin;
   }
   __syncthreads();
-  const int64_t left = a.n - tile * kTile;
+  const uint32_t left = a.n - tile * kTile;
   const int count = left < kTile ? static_cast<int>(left) : kTile;
   for (int j = d; j < count; j += kBlockThreads) {
     const SlotPosition entry = staged[j];
@@ -234,11 +201,7 @@ SortPlan PlanSort(int64_t n, int64_t num_keys) {
   // Small tiles keep every multiprocessor busy, large ones write longer runs.
   plan.tile_bits = IsSmallBatch(n) ? 9 : 11;
   plan.num_tiles = CeilDiv(n, int64_t{1} << plan.tile_bits);
-  plan.group_tiles = 1;
-  while (plan.group_tiles * plan.group_tiles < plan.num_tiles) {
-    plan.group_tiles *= 2;
-  }
-  plan.num_groups = CeilDiv(plan.num_tiles, plan.group_tiles);
+  plan.num_groups = NumGroups(plan.num_tiles);
   return plan;
 }
 
@@ -260,7 +223,7 @@ cudaError_t Sort(cudaStream_t stream, const SortPlan& plan,
     args.keys = pass == 0 ? keys : nullptr;
     args.entries = plan.entries[(pass + 1) % 2];
     args.out = plan.entries[pass % 2];
-    args.n = plan.n;
+    args.n = static_cast<uint32_t>(plan.n);
     args.digit_bits = plan.digit_bits;
     args.shift = pass * plan.digit_bits;
     args.totals = plan.totals + (pass << plan.digit_bits);
@@ -268,7 +231,7 @@ cudaError_t Sort(cudaStream_t stream, const SortPlan& plan,
     args.num_totals = plan.num_totals();
     args.tiles = plan.counts + pass * plan.pass_counts();
     args.groups = args.tiles + (plan.num_tiles << plan.digit_bits);
-    args.group_tiles = plan.group_tiles;
+    args.group_bits = GroupBits(plan.num_tiles);
     args.active = active;
     ONEEMB_RETURN_IF_CUDA_ERROR(LaunchNext(
         stream, kernel, static_cast<unsigned>(plan.num_tiles), args));

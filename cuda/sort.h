@@ -16,6 +16,7 @@
 
 #include "core/macros.h"
 #include "cuda/launch.h"
+#include "cuda/tile_sums.h"
 
 namespace oneemb::gpu {
 
@@ -35,8 +36,7 @@ struct SortPlan {
   int digit_bits;
   int tile_bits;  // a tile is a power of two of positions
   int64_t num_tiles;
-  int64_t group_tiles;  // tiles whose counts are added up once more
-  int64_t num_groups;
+  int64_t num_groups;  // of tiles whose counts are added up once more
   // These begin as zeros.
   uint32_t* totals;   // [kCopies, passes, digits], of all keys
   uint32_t* tickets;  // [passes], tiles taken so far

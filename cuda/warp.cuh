@@ -1,4 +1,4 @@
-// Sums over the threads of a warp, a block and a grid.
+// Sums over the threads of a warp and a block.
 #pragma once
 
 #include <cstdint>
@@ -62,33 +62,6 @@ __device__ inline uint32_t BlockExclusiveSum(uint32_t value,
   }
   __syncthreads();
   *total = all;
-  return before;
-}
-
-// The sum over the tiles before `tile`, for a whole warp, while other blocks
-// find theirs. A tile first says what it has itself, then what all have up to
-// it; words of `tiles` begin as 0. (D. Merrill and M. Garland, "Single-pass
-// parallel prefix scan with decoupled look-back", 2016.)
-__device__ inline uint32_t LookBack(uint64_t* tiles, uint32_t tile,
-                                    uint32_t mine) {
-  constexpr uint64_t kOwn = uint64_t{1} << 62;
-  constexpr uint64_t kAll = uint64_t{2} << 62;
-  volatile uint64_t* const words = tiles;
-  if (Lane() == 0) words[tile] = (tile == 0 ? kAll : kOwn) | mine;
-  uint32_t before = 0;
-  for (int64_t last = int64_t{tile} - 1; last >= 0; last -= kWarp) {
-    const int64_t i = last - Lane();
-    uint64_t word = kAll;
-    do {
-      if (i >= 0) word = words[i];
-    } while (__any_sync(kAllLanes, (word >> 62) == 0));
-    const uint32_t complete = __ballot_sync(kAllLanes, (word & kAll) != 0);
-    const int stop = complete == 0 ? kWarp - 1 : __ffs(complete) - 1;
-    before += __reduce_add_sync(
-        kAllLanes, Lane() <= stop ? static_cast<uint32_t>(word) : 0U);
-    if (complete != 0) break;
-  }
-  if (Lane() == 0 && tile != 0) words[tile] = kAll | (before + mine);
   return before;
 }
 

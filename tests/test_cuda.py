@@ -176,18 +176,37 @@ def test_ids_that_meet_a_full_table(capacity):
     assert oe.stats(table)["overflows"] > 0
 
 
+INITIALIZERS = {
+    "uniform": oe.make_uniform_initializer(-1.0, 2.0),
+    "normal": oe.make_normal_initializer(0.5, 2.0),
+    "trunc_normal": oe.make_trunc_normal_initializer(0.0, 1.0),
+    "constant": oe.make_constant_initializer(0.25),
+}
+
+
+@pytest.mark.parametrize("n", [700, 140_000])
+@pytest.mark.parametrize("columns", [(16,), (17,), (3, 1, 5), (4, 8)], ids=str)
+@pytest.mark.parametrize("first", [*INITIALIZERS, "uniform and constant"])
+def test_new_rows(first, columns, n):
+    """Read before they are there, and written: few kinds at once, and one."""
+    names = ["uniform", "constant"] if first not in INITIALIZERS else [first]
+    kinds = [INITIALIZERS[names[c % len(names)]] for c in range(len(columns))]
+    ids, grads = random_batch(6, n, n, sum(columns))
+
+    def program(table):
+        table, *rest = step(table, pack(ids), grads)
+        return table, rest
+
+    on_both(program, columns, initializers=(tuple(kinds),), capacity=n * 3 // 4)
+
+
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("initializers", [1, 12])
 def test_tables_padding_and_bad_table_ids(shared, initializers):
     """More initializers than a kernel takes by value, too."""
     random = np.random.default_rng(4)
     columns = (3, 1, 5) if initializers == 1 else tuple([2] * 12)
-    kinds = [
-        oe.make_uniform_initializer(-1.0, 2.0),
-        oe.make_normal_initializer(0.5, 2.0),
-        oe.make_trunc_normal_initializer(0.0, 1.0),
-        oe.make_constant_initializer(0.25),
-    ]
+    kinds = list(INITIALIZERS.values())
     spec = {
         "initializers": tuple(
             tuple(kinds[(t + c) % 4] for c in range(len(columns))) for t in range(5)

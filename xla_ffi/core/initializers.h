@@ -27,6 +27,13 @@ enum class InitializerKind : int32_t {
   kTruncNormal = 3,
 };
 
+// What a function draws from: code that leaves out the others takes a GPU half
+// of the registers.
+enum class Draws {
+  kAny,
+  kUniform,  // kConstant and kUniform alone
+};
+
 // One initializer, ready to draw. What each kind reads:
 //   kConstant     base: the value
 //   kUniform      base: low; scale: high - low; max: the last float below high
@@ -111,6 +118,7 @@ ONEEMB_HD float TruncNormalValue(const InitializerConfig& config,
 }  // namespace initializers_internal
 
 // Columns 4 * block ... 4 * block + 3 of an initial row.
+template <Draws kDraws = Draws::kAny>
 ONEEMB_HD void InitialBlock(const InitializerConfig& config, uint64_t seed,
                             uint16_t table, uint64_t id, uint32_t block,
                             float out[4]) {
@@ -118,21 +126,19 @@ ONEEMB_HD void InitialBlock(const InitializerConfig& config, uint64_t seed,
   RowDraws draws = MakeRowDraws(seed, table, id);
   draws.counter[3] = block;
   const PhiloxBlock words = Philox(draws.counter, draws.key);
-  switch (config.kind) {
-    case InitializerKind::kConstant:
-      for (int c = 0; c < 4; ++c) out[c] = config.base;
-      break;
-    case InitializerKind::kUniform:
-      for (int c = 0; c < 4; ++c) out[c] = UniformValue(config, words.w[c]);
-      break;
-    case InitializerKind::kNormal:
+  if (config.kind == InitializerKind::kConstant) {
+    for (int c = 0; c < 4; ++c) out[c] = config.base;
+  } else if (kDraws == Draws::kUniform ||
+             config.kind == InitializerKind::kUniform) {
+    for (int c = 0; c < 4; ++c) out[c] = UniformValue(config, words.w[c]);
+  } else if constexpr (kDraws == Draws::kAny) {
+    if (config.kind == InitializerKind::kNormal) {
       for (int c = 0; c < 4; c += 2) {
         NormalPair(config, words.w[c], words.w[c + 1], &out[c], &out[c + 1]);
       }
-      break;
-    case InitializerKind::kTruncNormal:
+    } else {
       for (int c = 0; c < 4; ++c) out[c] = TruncNormalValue(config, words.w[c]);
-      break;
+    }
   }
 }
 
@@ -155,25 +161,31 @@ struct RowInitializers {
   // Tables share their keys: the draws of an id leave the table out, so that
   // tables with equal initializers agree on a row that nobody has trained.
   bool shared_keys = false;
+
+  // The table that the draws of an id of `table` know.
+  ONEEMB_HD uint16_t DrawTable(uint16_t table) const {
+    return shared_keys ? uint16_t{0} : table;
+  }
 };
 
 // Columns 4 * block ... 4 * block + 3 of the initial row of (table, id); those
 // past the end of the row are undefined.
+template <Draws kDraws = Draws::kAny>
 ONEEMB_HD void InitialColumns(const RowInitializers& rows, uint16_t table,
                               uint64_t id, uint32_t block, float out[4]) {
   const InitializerConfig* const configs =
       rows.configs + int64_t{table} * rows.num_columns;
-  const uint16_t draw_table = rows.shared_keys ? uint16_t{0} : table;
+  const uint16_t draw_table = rows.DrawTable(table);
   const int32_t first = static_cast<int32_t>(4 * block);
   int32_t k = 0;
   while (k + 1 < rows.num_columns && rows.column_ends[k] <= first) ++k;
-  InitialBlock(configs[k], rows.seed, draw_table, id, block, out);
+  InitialBlock<kDraws>(configs[k], rows.seed, draw_table, id, block, out);
   if (k + 1 == rows.num_columns || rows.column_ends[k] >= first + 4) return;
   for (int32_t c = 1; c < 4; ++c) {
     if (k + 1 == rows.num_columns || first + c < rows.column_ends[k]) continue;
     ++k;
     float next[4];
-    InitialBlock(configs[k], rows.seed, draw_table, id, block, next);
+    InitialBlock<kDraws>(configs[k], rows.seed, draw_table, id, block, next);
     for (int32_t i = c; i < 4; ++i) out[i] = next[i];
   }
 }
@@ -242,8 +254,7 @@ inline void FillInitialRow(const RowInitializers& rows, uint16_t table,
   using namespace initializers_internal;  // NOLINT(google-build-using-namespace)
   const InitializerConfig* const configs =
       rows.configs + int64_t{table} * rows.num_columns;
-  const RowDraws draws =
-      MakeRowDraws(rows.seed, rows.shared_keys ? uint16_t{0} : table, id);
+  const RowDraws draws = MakeRowDraws(rows.seed, rows.DrawTable(table), id);
   int32_t begin = 0;
   for (int32_t k = 0; k < rows.num_columns; ++k) {
     const InitializerConfig& config = configs[k];
