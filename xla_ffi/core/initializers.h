@@ -27,8 +27,8 @@ enum class InitializerKind : int32_t {
   kTruncNormal = 3,
 };
 
-// What a function draws from: code that leaves out the others takes a GPU half
-// of the registers.
+// What a function draws from: on a GPU, code that leaves out the others needs
+// fewer registers.
 enum class Draws {
   kAny,
   kUniform,  // kConstant and kUniform alone
