@@ -16,10 +16,13 @@ namespace oneemb {
 
 constexpr int kCacheLine = 64;
 
-// Inlined by force: g++ takes a function that only prefetches for one without
-// effect, and drops calls of it.
+// Into the second-level cache: what is on its way to the first one takes one of
+// the few lines that it waits for at once, and rows of several lines would wait
+// for those. Inlined by force: g++ takes a function that only prefetches for
+// one without effect, and drops calls of it.
 [[gnu::always_inline]] inline void PrefetchRead(const void* address) {
-  __builtin_prefetch(address, 0, 3);
+  constexpr int kSecondLevel = 2;
+  __builtin_prefetch(address, 0, kSecondLevel);
 }
 
 [[gnu::always_inline]] inline void PrefetchWrite(const void* address) {
