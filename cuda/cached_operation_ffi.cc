@@ -125,7 +125,12 @@ cudaError_t CachedOperation::MeetMissing(const Work& work) const {
 cudaError_t CachedOperation::TellMissing(const Work& work) const {
   const auto memory = std::make_shared<FoundMemory>(ids_.size);
   if (!memory->ok) return cudaErrorMemoryAllocation;
-  return caller_->Tell(FindMissingTo(memory.get()),
+  const BoardStep find = FindMissingTo(memory.get());
+  const auto find_and_touch = [&](void* board) {
+    ONEEMB_RETURN_IF_CUDA_ERROR(find(board));
+    return TouchFoundAhead(stream_, memory->place);
+  };
+  return caller_->Tell(find_and_touch,
                        [self = *this, memory, work](void* board) {
                          (void)self.ServeFound(*memory, work, board);
                        });

@@ -72,7 +72,8 @@ bool GpuTier::Digest(uint64_t* digest) {
   return true;
 }
 
-bool GpuTier::FindMissing(MissingKeys* missing) {
+// The stream has touched what is there by itself.
+bool GpuTier::FindMissing(uint32_t /*now*/, MissingKeys* missing) {
   const PlaceState& state = *found_.state;
   missing->keys = found_.keys;
   missing->count = static_cast<int64_t>(state.num_new);
@@ -93,7 +94,8 @@ bool GpuTier::FindMissingAndTouch(uint32_t now, MissingKeys* missing,
   resident_ = resident;
   return resident != nullptr &&
          Ok(TouchFound(stream_, found_.place, now, resident)) &&
-         Ok(counted_.Record(stream_)) && FindMissing(missing) && Digest(digest);
+         Ok(counted_.Record(stream_)) && FindMissing(now, missing) &&
+         Digest(digest);
 }
 
 bool GpuTier::CountTouched(int64_t* resident) {

@@ -73,7 +73,7 @@ class GpuTier final : public DeviceTier {
 
   BufferSource* memory() override { return carrier_; }
   bool Digest(uint64_t* digest) override;
-  bool FindMissing(MissingKeys* missing) override;
+  bool FindMissing(uint32_t now, MissingKeys* missing) override;
   bool FindMissingAndTouch(uint32_t now, MissingKeys* missing,
                            uint64_t* digest) override;
   bool ReadMissing(MissingKeys* missing) override;

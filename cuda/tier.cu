@@ -25,19 +25,27 @@ __global__ __launch_bounds__(kBlockThreads) void CopyFoundKernel(
   StoreKey(keys + i, {new_keys[i].id, new_keys[i].table});
 }
 
-// Several positions may have one slot: who sees the old clock counts it. The
+// Whether the thread's slot had another clock. Several positions may have one
+// slot: who sees the old clock counts it.
+__device__ bool Touch(const PlaceArgs& a, uint32_t now) {
+  const int64_t i = ThreadNumber();
+  const int32_t slot = i < a.batch.size ? a.codes[i] : kSlotMissing;
+  if (slot < 0 || slot >= a.table.capacity) return false;
+  uint32_t* const clock = a.table.clock + slot;
+  return *static_cast<volatile uint32_t*>(clock) != now &&
+         atomicExch(clock, now) != now;
+}
+
+__global__ __launch_bounds__(kBlockThreads) void TouchAheadKernel(
+    const __grid_constant__ PlaceArgs a) {
+  Touch(a, static_cast<uint32_t>(a.table.counters[kStaged]));
+}
+
+// The
 // block that ends last knows the sum.
 __global__ __launch_bounds__(kBlockThreads) void TouchKernel(
     const __grid_constant__ PlaceArgs a, uint32_t now, uint32_t* resident) {
-  const int64_t i = ThreadNumber();
-  const int32_t slot = i < a.batch.size ? a.codes[i] : kSlotMissing;
-  bool counts = false;
-  if (slot >= 0 && slot < a.table.capacity) {
-    uint32_t* const clock = a.table.clock + slot;
-    counts = *static_cast<volatile uint32_t*>(clock) != now &&
-             atomicExch(clock, now) != now;
-  }
-  const uint32_t count = __ballot_sync(kAllLanes, counts);
+  const uint32_t count = __ballot_sync(kAllLanes, Touch(a, now));
   if (Lane() == 0 && count != 0) {
     atomicAdd(&a.state->resident, static_cast<uint32_t>(__popc(count)));
   }
@@ -244,6 +252,12 @@ cudaError_t TouchFound(cudaStream_t stream, const PlaceArgs& place,
                        uint32_t now, uint32_t* resident) {
   TouchKernel<<<NumBlocks(place.batch.size, kBlockThreads), kBlockThreads, 0,
                 stream>>>(place, now, resident);
+  return cudaGetLastError();
+}
+
+cudaError_t TouchFoundAhead(cudaStream_t stream, const PlaceArgs& place) {
+  TouchAheadKernel<<<NumBlocks(place.batch.size, kBlockThreads), kBlockThreads,
+                     0, stream>>>(place);
   return cudaGetLastError();
 }
 

@@ -108,7 +108,9 @@ def prefetch(table: Table, ids: Any, table_ids: Any = None) -> Table:
     table it changes no row and evicts none: threads of the store read what the
     cache lacks, and the ``stage`` that wants it takes it from there. They read as
     many rows at once as the cache has slots that the current batch leaves, and
-    count the rest, which ``stage`` then reads itself.
+    count the rest, which ``stage`` then reads itself. Rows that the cache has
+    count as wanted by the current batch, so that batches staged before that
+    ``stage`` evict others first.
 
     Args:
         table: the table.
@@ -144,14 +146,15 @@ def prefetch(table: Table, ids: Any, table_ids: Any = None) -> Table:
     operands = (*arrays, *batch)
     # The generation comes out as it went in: all later calls take it, and so
     # come after this one, which reads the index.
-    (generation,) = _ffi.call(
+    written = ("clock", "generation")
+    results = _ffi.call(
         "oneemb_prefetch",
-        [out_like(operands, (1,), np.uint32)],
+        [out_like(operands, getattr(table, name).shape, np.uint32) for name in written],
         *operands,
-        aliases={CACHED_ARRAYS.index("generation"): 0},
+        aliases={CACHED_ARRAYS.index(name): i for i, name in enumerate(written)},
         **table.spec.attributes(),
     )
-    return dataclasses.replace(table, generation=generation)
+    return dataclasses.replace(table, **dict(zip(written, results, strict=True)))
 
 
 @jax.jit

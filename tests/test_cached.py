@@ -307,6 +307,25 @@ def test_no_copy_in_a_step(tmp_path):
     assert_no_table_copy(scanned, table, np.stack([PACKED] * 3))
 
 
+def test_rows_that_a_later_batch_wants_are_evicted_last(table):
+    oldest, newer, newest = np.arange(3), np.arange(3, 6), np.arange(6, 8)
+    for ids in (oldest, newer, newest):
+        table = oe.stage(table, ids)
+    announced = oe.prefetch(table, oldest)
+    table = oe.stage(announced, np.arange(10, 13))  # there is no room
+    # What it does to arrays it does to those of before as well, run again.
+    assert bits(oe.prefetch(announced, oldest)) == bits(announced)
+    before = oe.stats(table)
+    table = oe.stage(table, oldest)
+    after = oe.stats(table)
+    assert after["cache_hits"] - before["cache_hits"] == 3
+    assert after["victims"] == before["victims"] == 3
+    # They go all the same where there is no other way.
+    table = oe.stage(oe.prefetch(table, oldest), np.arange(20, 28))
+    assert oe.stats(table)["cached_rows"] == 8
+    oe.check(table)
+
+
 def test_stage_is_the_identity_in_device_memory():
     table = make_table(4)
     assert oe.stage(table, IDS) is table

@@ -106,27 +106,6 @@ std::vector<Candidate> FindVictims(const TableView& table, uint32_t now,
 
 }  // namespace
 
-bool FindMissing(Parallel* parallel, const IndexView& index,
-                 const KeyRules& rules, const IdsView& ids,
-                 std::vector<Key>* missing) {
-  const Scratch slots(ids.size * int64_t{sizeof(int32_t)});
-  if (!slots.ok()) return false;
-  std::atomic<int64_t> missed{0};
-  const int64_t tasks = NumTasks(*parallel, ids.size, kGrain);
-  parallel->Run(tasks, [&](int64_t task) {
-    int64_t missed_here = 0;
-    const auto emit = [&](const ProbeItem& item) {
-      slots.As<int32_t>()[item.position] = item.slot;
-      missed_here += item.slot == kSlotMissing ? 1 : 0;
-    };
-    Probe(
-        index, rules, ids, TaskRange(ids.size, task, tasks), [](int32_t) {},
-        emit);
-    missed += missed_here;
-  });
-  return DistinctMissing(rules, ids, slots.As<int32_t>(), missed, missing);
-}
-
 bool FindMissingAndTouch(Parallel* parallel, const TableView& table,
                          const KeyRules& rules, const IdsView& ids,
                          uint32_t now, std::vector<Key>* missing,
@@ -138,8 +117,10 @@ bool FindMissingAndTouch(Parallel* parallel, const TableView& table,
   parallel->Run(tasks, [&](int64_t task) {
     const Range range = TaskRange(ids.size, task, tasks);
     const int64_t first = range.begin * ids.words_per_id;
-    std::copy_n(ids.words + first, range.end * ids.words_per_id - first,
-                batch->words + first);
+    if (batch->words != nullptr) {
+      std::copy_n(ids.words + first, range.end * ids.words_per_id - first,
+                  batch->words + first);
+    }
     digest += ScanIds(ids, range);
     int64_t missed_here = 0;
     int64_t resident_here = 0;

@@ -1,9 +1,10 @@
 // The device tier of a cached table: which rows a batch lacks, which slots it
 // may take for them, and how a slot changes its key.
 //
-// A slot's clock is the number of the last batch that staged it. Eviction takes
-// the lowest clocks first, ties by slot; it never takes a slot of the batch
-// that is being staged. Nothing here touches a Store.
+// A slot's clock is the number of the last batch that staged it, or during which
+// a later batch that wants it was announced. Eviction takes the lowest clocks
+// first, ties by slot; it never takes a slot of the batch that is being staged.
+// Nothing here touches a Store.
 #pragma once
 
 #include <cstdint>
@@ -14,22 +15,18 @@
 
 namespace oneemb {
 
-// The keys of a batch that the device tier lacks, each once, in order of first
-// occurrence. False when there is no memory to work in.
-bool FindMissing(Parallel* parallel, const IndexView& index,
-                 const KeyRules& rules, const IdsView& ids,
-                 std::vector<Key>* missing);
-
 // What a batch found in the device tier.
 struct TierBatch {
-  uint32_t* words;   // a copy of ids.words
+  uint32_t* words;   // a copy of ids.words, unless null
   int32_t* slots;    // [ids.size]
   int64_t resident;  // keys that are there, each counted once
   uint32_t digest;   // of the ids (ScanIds, cpu/checksum.h)
 };
 
-// The same as FindMissing, and sets the clock of the keys that are there to
-// `now`. Writes all that `batch` has, to memory that the caller gives.
+// The keys of a batch that the device tier lacks, each once, in order of first
+// occurrence; the clock of those that are there becomes `now`. Writes all that
+// `batch` has, to memory that the caller gives. False when there is no memory to
+// work in.
 bool FindMissingAndTouch(Parallel* parallel, const TableView& table,
                          const KeyRules& rules, const IdsView& ids,
                          uint32_t now, std::vector<Key>* missing,

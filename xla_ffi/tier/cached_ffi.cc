@@ -57,13 +57,12 @@ ffi::Error StageHandler(ffi::ThreadPool pool, ffi::RunId run,
 
 ffi::Error PrefetchHandler(ffi::ThreadPool pool, ffi::RunId run,
                            ffi::RemainingArgs args,
-                           ffi::Result<ffi::AnyBuffer> generation,
+                           ffi::RemainingRets results,
                            ffi::Dictionary attributes) {
   Arguments arguments;
   ONEEMB_RETURN_IF_ERROR(DecodeBatch(args, attributes, run, 0, &arguments));
-  if (generation->untyped_data() != arguments.generation) {
-    return ffi::Error::Internal("prefetch: the table is not used in place");
-  }
+  ONEEMB_RETURN_IF_ERROR(CheckInPlace(
+      "prefetch", {&arguments.buffers[2], &arguments.buffers[5]}, results));
   FfiParallel parallel(pool);
   return ToFfi("prefetch",
                Prefetch(&parallel, arguments.table(), arguments.call.ids));

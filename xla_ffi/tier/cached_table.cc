@@ -316,14 +316,17 @@ bool Stage(const TieredTable& table) {
 bool Prefetch(const TieredTable& table) {
   if (table.store == nullptr) return true;
   const MutexLock lock(table.store->operations());
+  MissingKeys& missing = MemoryOf(table.store.get())->missing;
+  // Of an older table too, which becomes what it became then. What it has stays
+  // until the batch is staged, as far as there are other rows to evict.
+  const auto now = static_cast<uint32_t>(table.tier->counters()[kStaged]);
+  if (!table.tier->FindMissing(now, &missing)) return false;
   // An older table lacks other keys: what it asks for may be in the device tier
   // of the newest, where rows change.
   if (table.store->Judge(Stamp(table), Operation::kStage, 0, table.run) !=
       Standing::kCurrent) {
     return true;
   }
-  MissingKeys& missing = MemoryOf(table.store.get())->missing;
-  if (!table.tier->FindMissing(&missing)) return false;
   const int64_t taken = table.store->mover().Prefetch(
       missing.span(), table.tier->memory(), missing.fingerprint);
   table.store->figures().refused += missing.count - taken;

@@ -6,6 +6,7 @@
 
 #include "core/counters.h"
 #include "cpu/checksum.h"
+#include "cpu/memory.h"
 #include "cpu/tier.h"
 
 namespace oneemb {
@@ -35,9 +36,12 @@ bool CpuTier::Digest(uint64_t* digest) {
   return true;
 }
 
-bool CpuTier::FindMissing(MissingKeys* missing) {
-  if (!oneemb::FindMissing(parallel_, view_.index, rules_.keys, ids_,
-                           &missing->memory)) {
+bool CpuTier::FindMissing(uint32_t now, MissingKeys* missing) {
+  const Scratch slots(ids_.size * int64_t{sizeof(int32_t)});
+  if (!slots.ok()) return false;
+  TierBatch batch{nullptr, slots.As<int32_t>(), 0, 0};
+  if (!oneemb::FindMissingAndTouch(parallel_, view_, rules_.keys, ids_, now,
+                                   &missing->memory, &batch)) {
     return false;
   }
   missing->UseMemory();

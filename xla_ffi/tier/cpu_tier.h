@@ -29,7 +29,7 @@ class CpuTier final : public DeviceTier {
 
   BufferSource* memory() override { return HeapSource(); }
   bool Digest(uint64_t* digest) override;
-  bool FindMissing(MissingKeys* missing) override;
+  bool FindMissing(uint32_t now, MissingKeys* missing) override;
   bool FindMissingAndTouch(uint32_t now, MissingKeys* missing,
                            uint64_t* digest) override;
   bool CountTouched(int64_t* resident) override;

@@ -108,10 +108,9 @@ class DeviceTier {
   virtual bool Digest(uint64_t* digest) = 0;
 
   // The keys of the batch that are not there, each once, in order of first
-  // occurrence.
-  virtual bool FindMissing(MissingKeys* missing) = 0;
-  // The same, and sets the clock of those that are there to `now`; the batch's
-  // digest.
+  // occurrence. The clock of those that are there is `now` then.
+  virtual bool FindMissing(uint32_t now, MissingKeys* missing) = 0;
+  // The same for a batch that is staged; its digest.
   virtual bool FindMissingAndTouch(uint32_t now, MissingKeys* missing,
                                    uint64_t* digest) = 0;
   // The keys themselves, for the host to see.
