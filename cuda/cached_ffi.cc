@@ -89,9 +89,8 @@ ffi::Error PrefetchHandler(cudaStream_t stream, ffi::RunId run,
   CachedOperation operation;
   ONEEMB_RETURN_IF_ERROR(
       BeginBatch(stream, args, attributes, run, 0, &cached, &operation));
-  ONEEMB_RETURN_IF_ERROR(
-      CheckInPlace("prefetch", {&cached.buffers[2], &cached.buffers[5]},
-                   results));
+  ONEEMB_RETURN_IF_ERROR(CheckInPlace(
+      "prefetch", {&cached.buffers[2], &cached.buffers[5]}, results));
   ONEEMB_RETURN_IF_ERROR(TakeSpace(cached, results, 0, &operation));
   return ToFfi("prefetch", operation.TellMissing(
                                [](GpuTier*, const TieredTable& t, Board*) {

@@ -102,6 +102,22 @@ def test_the_last_axis_is_the_table():
     assert oe.size(table) == 5  # 7 is three rows, one of them met twice
 
 
+@given(st.permutations(range(6)), st.sampled_from([0, 5]))
+def test_one_id_of_several_tables_is_one_row_each(order, identity):
+    # So few rows that their keys lie side by side in the index.
+    table = make_table(4, num_tables=6, capacity=3)
+    known, tables = order[:3], np.array(order)
+    rows = np.arange(12, dtype=np.float32).reshape(3, 4)
+    table = oe.set_rows(table, np.full(3, identity), rows, table_ids=np.array(known))
+    ids = np.full(6, identity)
+    acts, ctx = oe.lookup(table, ids, tables)
+    np.testing.assert_array_equal(acts[:3], rows)
+    np.testing.assert_array_equal(
+        acts[3:], expected_initial(table, ids[3:], tables[3:])
+    )
+    np.testing.assert_array_equal(ctx.counts[:3], [3, 3, 0])
+
+
 @pytest.mark.parametrize(
     "shape",
     [(), (1,), (3,), (1, 3), (2, 3), (2, 1), (4, 1, 1), (4, 2, 3), (1, 1, 1)],

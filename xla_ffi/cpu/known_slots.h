@@ -43,15 +43,14 @@ inline bool Knows(const KnownSlots& known, const IdsView& ids, Range range) {
 
 // What Probe (cpu/probe.h) does, without a search.
 template <class Ahead, class Emit>
-void Follow(const KnownSlots& known, Range range, const Ahead& ahead,
-            const Emit& emit) {
+void Follow(const KnownSlots& known, Range range, Ahead ahead, Emit emit) {
   constexpr int64_t kDistance = 32;
   IdCursor id(known.ids, range.begin);
   for (int64_t i = range.begin - kDistance; i < range.end; ++i) {
     const int64_t next = i + kDistance;
     if (next < range.end) ahead(known.slots[next]);
     if (i < range.begin) continue;
-    emit(ProbeItem{i, id.id(), nullptr, id.table(), known.slots[i], 0});
+    emit(ProbeItem{i, id.id(), id.table(), known.slots[i]});
     id.Next();
   }
 }

@@ -20,102 +20,129 @@ constexpr int64_t kGrain = 2048;
 // Outputs larger than this go past the caches.
 constexpr int64_t kStreamBytes = int64_t{16} << 20;
 
-// Writes the activations of one id after another.
+// What was not a hit.
+struct Others {
+  int64_t all = 0;
+  int64_t misses = 0;
+  int64_t bad_tables = 0;
+  int64_t unstaged = 0;
+};
+
+// Writes the activations of one id after another. By value what each of them
+// needs: the compiler would read a reference again after every store.
 template <class Access>
 class RowWriter {
  public:
   using Storage = typename Access::Storage;
 
-  RowWriter(const TableView& table, const TableRules& rules, Storage* out,
-            bool stream, float* row)
-      : table_(table), rules_(rules), out_(out), stream_(stream), row_(row) {}
+  RowWriter(const TableView& table, const TableRules& rules,
+            const LookupOutput& out, int64_t num_ids, float* row)
+      : table_(table),
+        dim_(rules.embedding_dim),
+        out_(static_cast<Storage*>(out.activations)),
+        stream_(num_ids * dim_ * FloatBytes(out.type) > kStreamBytes &&
+                CanStream(out_, dim_)),
+        slots_(out.slots),
+        rules_(&rules),
+        row_(row) {}
 
-  void Write(const ProbeItem& item) const {
-    Storage* const out = out_ + item.position * rules_.embedding_dim;
-    const int32_t slot = item.slot;
-    if (slot >= 0 && !table_.IsReserved(slot)) {
-      return Convert(reinterpret_cast<const float*>(table_.Row(slot)), out);
+  bool streams() const { return stream_; }
+
+  // Asks for the row of a slot.
+  [[gnu::always_inline]] void Prefetch(int32_t slot) const {
+    if (slot < 0) return;
+    PrefetchLines(table_.Row(slot), dim_ * int64_t{sizeof(float)});
+    if (table_.cached() && !table_.none_reserved) {
+      PrefetchRead(&table_.residency[slot]);
     }
+  }
+
+  [[gnu::always_inline]] void Write(const ProbeItem& item,
+                                    Others* others) const {
+    Storage* const out = out_ + item.position * dim_;
+    slots_[item.position] = item.slot;
+    if (item.slot >= 0 && !table_.IsReserved(item.slot)) {
+      Convert(reinterpret_cast<const float*>(table_.Row(item.slot)), out);
+    } else {
+      WriteOther(item, out, others);
+    }
+  }
+
+ private:
+  [[gnu::noinline]] void WriteOther(const ProbeItem& item, Storage* out,
+                                    Others* others) const {
+    const int32_t slot = item.slot;
+    const bool unstaged = slot == kSlotMissing && table_.cached();
+    ++others->all;
+    others->bad_tables += slot == kSlotBadTable ? 1 : 0;
+    others->unstaged += unstaged ? 1 : 0;
     if (slot == kSlotPadding) return Fill(0.0F, out);
-    if (slot == kSlotBadTable || (slot < 0 && table_.cached())) {
+    if (slot == kSlotBadTable || unstaged) {
       return Fill(std::numeric_limits<float>::quiet_NaN(), out);
     }
-    FillInitialRow(rules_.initializers, static_cast<uint16_t>(item.table),
+    ++others->misses;
+    FillInitialRow(rules_->initializers, static_cast<uint16_t>(item.table),
                    item.id, row_);
     Convert(row_, out);
   }
 
- private:
-  void Convert(const float* ONEEMB_RESTRICT in,
-               Storage* ONEEMB_RESTRICT out) const {
+  [[gnu::always_inline]] void Convert(const float* ONEEMB_RESTRICT in,
+                                      Storage* ONEEMB_RESTRICT out) const {
     if constexpr (std::is_same_v<Storage, float>) {
-      if (stream_) return StreamFloats(in, rules_.embedding_dim, out);
+      return stream_ ? StreamFloats(in, dim_, out) : CopyFloats(in, dim_, out);
     }
-    for (int64_t c = 0; c < rules_.embedding_dim; ++c) {
-      out[c] = Access::Store(in[c]);
-    }
+    for (int64_t c = 0; c < dim_; ++c) out[c] = Access::Store(in[c]);
   }
 
   void Fill(float value, Storage* out) const {
-    for (int64_t c = 0; c < rules_.embedding_dim; ++c) {
-      out[c] = Access::Store(value);
-    }
+    for (int64_t c = 0; c < dim_; ++c) out[c] = Access::Store(value);
   }
 
-  const TableView& table_;
-  const TableRules& rules_;
+  TableView table_;
+  int64_t dim_;
   Storage* out_;
   bool stream_;
+  int32_t* slots_;
+  const TableRules* rules_;
   float* row_;  // room for one initial row
 };
 
 struct Counts {
   uint32_t values[kNumLookupCounts] = {};
   int64_t unstaged = 0;
-
-  void Add(const TableView& table, int32_t slot) {
-    const bool missing = slot == kSlotMissing;
-    const bool reserved = slot >= 0 && table.IsReserved(slot);
-    values[kLookupHits] += slot >= 0 && !reserved ? 1 : 0;
-    values[kLookupMisses] += reserved || (missing && !table.cached()) ? 1 : 0;
-    values[kLookupBadTables] += slot == kSlotBadTable ? 1 : 0;
-    unstaged += missing && table.cached() ? 1 : 0;
-  }
 };
+
+Counts CountsOf(const Others& others, Range range, uint32_t checksum) {
+  Counts counts;
+  const int64_t hits = range.end - range.begin - others.all;
+  counts.values[kLookupHits] = static_cast<uint32_t>(hits);
+  counts.values[kLookupMisses] = static_cast<uint32_t>(others.misses);
+  counts.values[kLookupBadTables] = static_cast<uint32_t>(others.bad_tables);
+  counts.values[kLookupChecksum] = checksum;
+  counts.unstaged = others.unstaged;
+  return counts;
+}
 
 template <class Access>
 Counts LookupRange(const TableView& table, const TableRules& rules,
                    const IdsView& ids, const LookupOutput& out,
                    const KnownSlots* known, Range range, float* row) {
-  const int64_t row_bytes = rules.embedding_dim * int64_t{sizeof(float)};
-  Counts counts;
-  const int64_t bytes = ids.size * rules.embedding_dim * FloatBytes(out.type);
-  const bool stream =
-      bytes > kStreamBytes && CanStream(out.activations, rules.embedding_dim);
-  const RowWriter<Access> writer(
-      table, rules, static_cast<typename Access::Storage*>(out.activations),
-      stream, row);
-  const auto ahead = [&](int32_t slot) __attribute__((always_inline)) {
-    if (slot < 0) return;
-    PrefetchLines(table.Row(slot), row_bytes);
-    if (table.cached() && !table.none_reserved) {
-      PrefetchRead(&table.residency[slot]);
-    }
+  const RowWriter<Access> writer(table, rules, out, ids.size, row);
+  Others others;
+  const auto ahead = [writer](int32_t slot) __attribute__((always_inline)) {
+    writer.Prefetch(slot);
   };
-  const auto emit = [&](const ProbeItem& item) {
-    writer.Write(item);
-    out.slots[item.position] = item.slot;
-    counts.Add(table, item.slot);
+  const auto emit = [writer, to = &others](const ProbeItem& item) {
+    writer.Write(item, to);
   };
   if (known != nullptr && Knows(*known, ids, range)) {
     Follow(*known, range, ahead, emit);
   } else {
     Probe(table.index, rules.keys, ids, range, ahead, emit);
   }
+  if (writer.streams()) FinishStream();
   // Apart: in vectors it takes a fifth of what it would in `emit`.
-  counts.values[kLookupChecksum] = ScanSlots(ids, out.slots, range).checksum;
-  if (stream) FinishStream();
-  return counts;
+  return CountsOf(others, range, ScanSlots(ids, out.slots, range).checksum);
 }
 
 }  // namespace

@@ -2,7 +2,9 @@
 // it wait for their rows.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -35,95 +37,128 @@ constexpr int kCacheLine = 64;
   for (int64_t b = 0; b < bytes; b += kCacheLine) PrefetchRead(p + b);
 }
 
-// The entry of `bucket` that holds `key`, or -1: FindEntry for one processor.
-// Comparing four whole ids takes no longer than comparing their tags.
-inline int FindEntryOnCpu(const Bucket& bucket, Key key, uint8_t tag) {
+// What a search of one bucket may say besides a slot or kSlotMissing: the key
+// may have gone past it.
+constexpr int32_t kSlotUnknown = -4;
+
+// The slot of `key` by what `bucket` has. Without a branch where the processor
+// can: which keys are in their home buckets is as good as random.
+inline int32_t LookInto(const Bucket& bucket, Key key, uint8_t tag) {
+  const int32_t otherwise = bucket.overflow == 0 ? kSlotMissing : kSlotUnknown;
 #if defined(__AVX2__)
-  (void)tag;
-  const __m256i ids =
-      _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bucket.ids));
-  const __m256i same =
-      _mm256_cmpeq_epi64(ids, _mm256_set1_epi64x(static_cast<int64_t>(key.id)));
-  auto matches =
+  (void)tag;  // comparing four whole ids takes no longer than their tags
+  const __m256i same_ids = _mm256_cmpeq_epi64(
+      _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bucket.ids)),
+      _mm256_set1_epi64x(static_cast<int64_t>(key.id)));
+  const __m128i same_tables = _mm_cmpeq_epi16(
+      _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bucket.tables)),
+      _mm_set1_epi16(static_cast<int16_t>(key.table)));
+  int32_t tags = 0;
+  std::memcpy(&tags, bucket.tags, sizeof(tags));
+  // An empty entry has id 0 and tag 0.
+  const __m128i empty =
+      _mm_cmpeq_epi8(_mm_cvtsi32_si128(tags), _mm_setzero_si128());
+  const __m256i same = _mm256_andnot_si256(
+      _mm256_cvtepi8_epi64(empty),
+      _mm256_and_si256(same_ids, _mm256_cvtepi16_epi64(same_tables)));
+  const auto matches =
       static_cast<uint32_t>(_mm256_movemask_pd(_mm256_castsi256_pd(same)));
-  for (; matches != 0; matches &= matches - 1) {
-    const int entry = LowestBit(matches);
-    // An empty entry has id 0 and tag 0.
-    if (bucket.tables[entry] == key.table && bucket.tags[entry] != 0) {
-      return entry;
-    }
-  }
-  return -1;
+  constexpr uint32_t kLastEntry = 1U << (kBucketEntries - 1);
+  const int32_t slot = bucket.slots[LowestBit(matches | kLastEntry)];
+  return matches != 0 ? slot : otherwise;
 #else
-  return FindEntry(bucket, key, tag);
+  const int entry = FindEntry(bucket, key, tag);
+  return entry >= 0 ? bucket.slots[entry] : otherwise;
 #endif
 }
 
-// One id on its way through the pipeline.
+// One id whose search has ended.
 struct ProbeItem {
   int64_t position;
   uint64_t id;
-  const Bucket* bucket;  // where the search begins, or goes on
   int32_t table;
-  int32_t slot;  // kSlotUnknown until it is known
-  uint8_t tag;
+  int32_t slot;
 };
-constexpr int32_t kSlotUnknown = -4;
 
-// The stages of the pipeline. Each waits for one cache miss of the one before,
-// kDistance ids later: short enough for the processor's miss buffers, long
-// enough for a trip to memory.
+// Ids that go through the pipeline together: few enough for the processor's
+// miss buffers, many enough for a trip to memory while one block goes a step.
+struct ProbeBlock {
+  static constexpr int64_t kSize = 32;
+
+  int64_t begin;  // position of the first
+  int64_t size;
+  int64_t num_unknown;
+  uint64_t ids[kSize];
+  const Bucket* buckets[kSize];  // where the search begins, or goes on
+  int32_t tables[kSize];
+  int32_t slots[kSize];
+  uint8_t tags[kSize];
+  uint8_t unknown[kSize];  // which of them are not in their home buckets
+};
+
+// The stages of the pipeline. Each waits for one cache miss of the one before.
 class ProbeStages {
  public:
   ProbeStages(const IndexView& index, const KeyRules& rules, const IdsView& ids,
               int64_t begin)
       : index_(index), rules_(rules), cursor_(ids, begin) {}
 
-  // Reads the next id and asks for its home bucket.
-  void Start(int64_t position, ProbeItem* item) {
-    item->position = position;
-    item->id = cursor_.id();
-    item->table = cursor_.table();
-    cursor_.Next();
-    item->slot = rules_.Reject(item->id, item->table);
-    if (item->slot < 0) return;
-    item->slot = kSlotUnknown;
-    const uint64_t hash = HashKey(KeyOf(*item));
-    item->tag = HashTag(hash);
-    item->bucket = index_.buckets + HomeBucket(hash, index_.num_buckets);
-    PrefetchRead(item->bucket);
-  }
-
-  // Looks into the home bucket, where most keys are; asks for the next one when
-  // the search goes on.
-  void LookHome(ProbeItem* item) const {
-    if (item->slot != kSlotUnknown) return;
-    item->slot = LookInto(*item);
-    if (item->slot != kSlotUnknown) return;
-    item->bucket = After(item->bucket);
-    PrefetchRead(item->bucket);
-  }
-
-  void LookOn(ProbeItem* item) const {
-    for (int64_t left = index_.num_buckets - 1;
-         item->slot == kSlotUnknown && left > 0; --left) {
-      item->slot = LookInto(*item);
-      item->bucket = After(item->bucket);
+  // Reads the next ids and asks for their home buckets.
+  void Start(int64_t begin, int64_t size, ProbeBlock* block) {
+    block->begin = begin;
+    block->size = size;
+    for (int64_t k = 0; k < size; ++k) {
+      const uint64_t id = cursor_.id();
+      const int32_t table = cursor_.table();
+      cursor_.Next();
+      const uint64_t hash = HashKey(rules_.MakeKey(id, table));
+      block->ids[k] = id;
+      block->tables[k] = table;
+      block->tags[k] = HashTag(hash);
+      block->buckets[k] = index_.buckets + HomeBucket(hash, index_.num_buckets);
+      block->slots[k] = rules_.Reject(id, table);
+      PrefetchRead(block->buckets[k]);
     }
-    if (item->slot == kSlotUnknown) item->slot = kSlotMissing;
+  }
+
+  // Looks into the home buckets, where most keys are; asks for the next ones
+  // where the search goes on.
+  void LookHome(ProbeBlock* block) const {
+    int64_t num_unknown = 0;
+    for (int64_t k = 0; k < block->size; ++k) {
+      const int32_t rejected = block->slots[k];
+      const int32_t found = Look(*block, k);
+      const int32_t slot = rejected < 0 ? rejected : found;
+      block->slots[k] = slot;
+      block->unknown[num_unknown] = static_cast<uint8_t>(k);
+      num_unknown += slot == kSlotUnknown ? 1 : 0;
+    }
+    block->num_unknown = num_unknown;
+    for (int64_t u = 0; u < num_unknown; ++u) {
+      const Bucket*& bucket = block->buckets[block->unknown[u]];
+      bucket = After(bucket);
+      PrefetchRead(bucket);
+    }
+  }
+
+  void LookOn(ProbeBlock* block) const {
+    for (int64_t u = 0; u < block->num_unknown; ++u) {
+      const int64_t k = block->unknown[u];
+      int32_t slot = kSlotUnknown;
+      for (int64_t left = index_.num_buckets - 1;
+           slot == kSlotUnknown && left > 0; --left) {
+        slot = Look(*block, k);
+        block->buckets[k] = After(block->buckets[k]);
+      }
+      block->slots[k] = slot == kSlotUnknown ? kSlotMissing : slot;
+    }
   }
 
  private:
-  Key KeyOf(const ProbeItem& item) const {
-    return rules_.MakeKey(item.id, item.table);
-  }
-
-  // The slot, kSlotMissing, or kSlotUnknown when other buckets may have it.
-  int32_t LookInto(const ProbeItem& item) const {
-    const Bucket& bucket = *item.bucket;
-    const int entry = FindEntryOnCpu(bucket, KeyOf(item), item.tag);
-    if (entry >= 0) return bucket.slots[entry];
-    return bucket.overflow == 0 ? kSlotMissing : kSlotUnknown;
+  int32_t Look(const ProbeBlock& block, int64_t k) const {
+    return LookInto(*block.buckets[k],
+                    rules_.MakeKey(block.ids[k], block.tables[k]),
+                    block.tags[k]);
   }
 
   const Bucket* After(const Bucket* bucket) const {
@@ -140,27 +175,36 @@ class ProbeStages {
 
 // Finds the slots of ids[range] and hands them on one by one, in order:
 // `ahead(slot)` as soon as the slot is known (to prefetch a row), and
-// `emit(item)` kDistance ids later.
+// `emit(item)` a block later. Both by value: what they hold stays in registers.
 template <class Ahead, class Emit>
 void Probe(const IndexView& index, const KeyRules& rules, const IdsView& ids,
-           Range range, const Ahead& ahead, const Emit& emit) {
-  constexpr int64_t kDistance = 16;
-  constexpr int64_t kRing = 4 * kDistance;
-  ProbeItem ring[kRing];
+           Range range, Ahead ahead, Emit emit) {
+  constexpr int64_t kSize = ProbeBlock::kSize;
+  constexpr uint64_t kRing = 4;
+  ProbeBlock ring[kRing];
+  const auto in_ring = [&](int64_t b) {
+    return &ring[static_cast<uint64_t>(b) % kRing];
+  };
   ProbeStages stages(index, rules, ids, range.begin);
-  const int64_t n = range.end - range.begin;
-  const auto in_flight = [&](int64_t i) { return i >= 0 && i < n; };
-  for (int64_t i = 0; i < n + 3 * kDistance; ++i) {
-    if (i < n) stages.Start(range.begin + i, &ring[i % kRing]);
-    const int64_t home = i - kDistance;
-    if (in_flight(home)) stages.LookHome(&ring[home % kRing]);
-    const int64_t on = i - 2 * kDistance;
-    if (in_flight(on)) {
-      stages.LookOn(&ring[on % kRing]);
-      ahead(ring[on % kRing].slot);
+  const int64_t blocks = (range.end - range.begin + kSize - 1) / kSize;
+  const auto in_flight = [&](int64_t b) { return b >= 0 && b < blocks; };
+  for (int64_t b = 0; b < blocks + 3; ++b) {
+    if (in_flight(b)) {
+      const int64_t begin = range.begin + b * kSize;
+      stages.Start(begin, std::min(kSize, range.end - begin), in_ring(b));
     }
-    const int64_t done = i - 3 * kDistance;
-    if (done >= 0) emit(ring[done % kRing]);
+    if (in_flight(b - 1)) stages.LookHome(in_ring(b - 1));
+    if (in_flight(b - 2)) {
+      ProbeBlock* const block = in_ring(b - 2);
+      stages.LookOn(block);
+      for (int64_t k = 0; k < block->size; ++k) ahead(block->slots[k]);
+    }
+    if (!in_flight(b - 3)) continue;
+    const ProbeBlock& done = *in_ring(b - 3);
+    for (int64_t k = 0; k < done.size; ++k) {
+      emit(ProbeItem{done.begin + k, done.ids[k], done.tables[k],
+                     done.slots[k]});
+    }
   }
 }
 

@@ -1,6 +1,8 @@
-// Stores that go past the caches, for outputs larger than the caches hold:
-// they save reading each line before it is written, and leave the table's own
-// lines where they are.
+// Copies of rows: inlined, since a call takes as long as a short row does.
+//
+// Those that stream go past the caches, for outputs larger than the caches
+// hold: they save reading each line before it is written, and leave the table's
+// own lines where they are.
 #pragma once
 
 #include <cstdint>
@@ -42,6 +44,20 @@ inline void StreamFloats(const float* ONEEMB_RESTRICT in, int64_t n,
     _mm_stream_ps(out + c, _mm_loadu_ps(in + c));
 #endif
   }
+}
+
+// Copies n floats.
+inline void CopyFloats(const float* ONEEMB_RESTRICT in, int64_t n,
+                       float* ONEEMB_RESTRICT out) {
+  int64_t c = 0;
+#if defined(__AVX__)
+  for (; c + 8 <= n; c += 8) {
+    _mm256_storeu_ps(out + c, _mm256_loadu_ps(in + c));
+  }
+#elif defined(__SSE2__)
+  for (; c + 4 <= n; c += 4) _mm_storeu_ps(out + c, _mm_loadu_ps(in + c));
+#endif
+  for (; c < n; ++c) out[c] = in[c];
 }
 
 // Orders streamed stores before whatever tells others that they are there.

@@ -56,8 +56,7 @@ ffi::Error StageHandler(ffi::ThreadPool pool, ffi::RunId run,
 }
 
 ffi::Error PrefetchHandler(ffi::ThreadPool pool, ffi::RunId run,
-                           ffi::RemainingArgs args,
-                           ffi::RemainingRets results,
+                           ffi::RemainingArgs args, ffi::RemainingRets results,
                            ffi::Dictionary attributes) {
   Arguments arguments;
   ONEEMB_RETURN_IF_ERROR(DecodeBatch(args, attributes, run, 0, &arguments));
