@@ -1,12 +1,11 @@
 """Measures tables on a GPU against JAX, torch and a copy of the same bytes.
 
-python benchmarks/gpu.py [--quick] [--systems NAME ...] [--seconds N]
+python benchmarks/gpu.py [--quick] [--kernels] [--systems NAME ...] [--seconds N]
 
-Times are of the device: a program runs one phase several times in a row, with
-the second-level cache flushed before each, and what the same program takes with
-nothing but the flushes is subtracted. Ids differ from turn to turn, and ids that
-are new from run to run too. Each number is the median of several runs after a
-first one.
+Times are of the device's own clock, from a profile: from the beginning of a phase's
+first kernel to the end of its last. Before each turn the second-level cache is flushed,
+which also gives the host time to be ahead of the device. Ids differ from turn to turn.
+Each number is a median. `--kernels` says where the time goes.
 """
 
 import argparse
@@ -18,15 +17,18 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import device_time
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import oneemb_jax as oe
 
-TURNS = 6
-INSERT_RUNS = 2  # a first one aside
-FLUSH_WORDS = 40 * 1024 * 1024  # 160 MiB: three times the cache of an H200
+BATCHES = 6
+INSERT_TURNS = 12
+WARM_TURNS = 2
+FLUSH_WORDS = 128 * 1024 * 1024  # 512 MiB: ten times the cache of an H200
+FLUSH = "xor"  # what its kernel is called, and no other
 LEARNING_RATE = 0.05
 OPTIMIZERS = {
     "sgd": oe.sgd(LEARNING_RATE),
@@ -57,12 +59,12 @@ class Cell:
 
     @property
     def inserts(self) -> bool:
-        """Whether ids are new, and so another set is wanted in every run."""
+        """Whether ids are new, and so another batch is wanted in every turn."""
         return self.hit_rate < 1
 
-    def runs(self, usual: int) -> int:
-        """Runs that are measured."""
-        return INSERT_RUNS if self.inserts else usual
+    def turns(self, usual: int) -> int:
+        """Turns that are measured."""
+        return INSERT_TURNS if self.inserts else usual
 
 
 def draw(cell: Cell, turn: int) -> np.ndarray:
@@ -82,14 +84,9 @@ def draw(cell: Cell, turn: int) -> np.ndarray:
 
 @functools.cache
 def batches_of(cell: Cell) -> list[np.ndarray]:
-    """The batches of all turns, and where ids are new of all runs."""
-    runs = 1 + INSERT_RUNS if cell.inserts else 1
-    return [draw(cell, turn) for turn in range(runs * TURNS)]
-
-
-def in_sets(batches: list[jax.Array]) -> list[tuple[jax.Array, ...]]:
-    """Batches by run, TURNS each."""
-    return [tuple(batches[k : k + TURNS]) for k in range(0, len(batches), TURNS)]
+    """Batches that take turns; where ids are new, one for every turn."""
+    count = WARM_TURNS + INSERT_TURNS if cell.inserts else BATCHES
+    return [draw(cell, turn) for turn in range(count)]
 
 
 def id_of(row: np.ndarray) -> np.ndarray:
@@ -97,68 +94,36 @@ def id_of(row: np.ndarray) -> np.ndarray:
     return (row.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)).view(np.int64)
 
 
-def peek(state: Any) -> jax.Array:
-    """One number of a state, which is there when its update is."""
-    if isinstance(state, oe.Table):
-        return state.step[0].astype(jnp.float32)
-    return jax.tree.leaves(state)[0].reshape(-1)[0].astype(jnp.float32)
+@functools.partial(jax.jit, donate_argnums=0)
+def flush(words: jax.Array) -> jax.Array:
+    """Writes more than the caches hold."""
+    return words ^ jnp.uint32(1)
 
 
-def chained(phase: Callable[..., Any]) -> jax.stages.Wrapped:
-    """A program of TURNS turns of `phase(state, ids, grads) -> state, result`.
-
-    A flush waits for the turn before it, and a turn for its flush. The state
-    itself passes no barrier, since XLA would copy it.
-    """
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def program(words: Any, state: Any, ids: Any, grads: Any) -> Any:
-        done = jnp.zeros((), jnp.float32)
-        for turn in range(TURNS):
-            # 1, but not before `done` is there; XLA cannot know that it is 1.
-            one = (done == done).astype(jnp.uint32)
-            words, now = jax.lax.optimization_barrier((words + one, ids[turn]))
-            state, result = phase(state, now, grads)
-            result = jax.lax.optimization_barrier(result)
-            done = peek(state) + result.reshape(-1)[0].astype(jnp.float32)
-        return words, state, done
-
-    return program
-
-
-def compiled(phase: Callable[..., Any], words: Any, *operands: Any) -> Any:
-    """The program of `phase`, compiled."""
-    return chained(phase).lower(words, *operands).compile()
-
-
-def device_ms(
-    phase: Callable[..., Any], state: Any, sets: list[Any], grads: Any, runs: int
-) -> tuple[float, Any]:
-    """Milliseconds of one turn of `phase`; and the last state.
-
-    A program that only flushes runs in between: what it takes is subtracted.
-    """
+def device_turns(
+    phase: Callable[..., Any], state: Any, batches: list[Any], grads: Any, count: int
+) -> tuple[list[device_time.Turn], Any]:
+    """Turns of `phase(state, ids, grads) -> state, result`; and the last state."""
+    program = jax.jit(phase, donate_argnums=0)
     words = jnp.zeros((FLUSH_WORDS,), jnp.uint32)
-    program = compiled(phase, words, state, sets[0], grads)
-    idle_operands = (jnp.zeros(1), (jnp.zeros(1),) * TURNS, jnp.ones(1))
-    idle = compiled(lambda state, ids, grads: (state, grads), words, *idle_operands)
-    idle_state = idle_operands[0]
-    times, idle_times = [], []
-    for run in range(1 + runs):
-        for _ in range(3):
-            start = time.perf_counter()
-            words, idle_state, done = idle(words, idle_state, *idle_operands[1:])
-            jax.block_until_ready((words, idle_state, done))
-            idle_times.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        words, state, done = program(words, state, sets[run % len(sets)], grads)
-        jax.block_until_ready((words, state, done))
-        times.append(time.perf_counter() - start)
-    seconds = statistics.median(times[1:]) - statistics.median(idle_times[3:])
-    return 1e3 * seconds / TURNS, state
+
+    def run(turns: range) -> None:
+        nonlocal words, state
+        for turn in turns:
+            words = flush(words)
+            state, result = program(state, batches[turn % len(batches)], grads)
+            # Ends before the next one begins: the host is to be ahead of one turn.
+            jax.block_until_ready((state, result))
+
+    run(range(WARM_TURNS))
+    events = device_time.record(lambda: run(range(WARM_TURNS, WARM_TURNS + count)))
+    turns = device_time.turns(events, FLUSH)
+    if len(turns) != count:
+        raise RuntimeError(f"{len(turns)} turns of {count} in the profile")
+    return turns, state
 
 
-# What is compared: each makes (state, [ids[TURNS], ...], {phase: function}).
+# What is compared: each makes (state, [ids, ...], {phase: function}).
 
 
 def ours(cell: Cell, optimizer: str, batches: list[np.ndarray]) -> Any:
@@ -189,7 +154,7 @@ def ours(cell: Cell, optimizer: str, batches: list[np.ndarray]) -> Any:
         return oe.update(table, ctx, grads), acts
 
     ids = [jnp.asarray(oe.pack_ids(id_of(batch))) for batch in batches]
-    return table, in_sets(ids), {"lookup": lookup, "step": step}
+    return table, ids, {"lookup": lookup, "step": step}
 
 
 def jax_rows(cell: Cell, optimizer: str, batches: list[np.ndarray]) -> Any:
@@ -227,7 +192,7 @@ def jax_rows(cell: Cell, optimizer: str, batches: list[np.ndarray]) -> Any:
 
     ids = [jnp.asarray(batch.astype(np.int32)) for batch in batches]
     step = scatter_add if optimizer == "sgd" else unique
-    return state, in_sets(ids), {"lookup": lookup, "step": step}
+    return state, ids, {"lookup": lookup, "step": step}
 
 
 @functools.cache
@@ -246,7 +211,7 @@ def copy_bytes_per_ms() -> float:
     return 2 * words.nbytes / (1e3 * statistics.median(times))
 
 
-def copy_ms(cell: Cell, optimizer: str, runs: int) -> dict[str, float]:
+def copy_ms(cell: Cell, optimizer: str, turns: int) -> dict[str, float]:
     """A copy that moves the bytes which each phase has to move at least."""
     distinct = statistics.mean(len(np.unique(batch)) for batch in batches_of(cell))
     rows = 4 * cell.dim * distinct
@@ -259,7 +224,7 @@ def copy_ms(cell: Cell, optimizer: str, runs: int) -> dict[str, float]:
     }
 
 
-def torch_ms(cell: Cell, optimizer: str, runs: int) -> dict[str, float]:
+def torch_ms(cell: Cell, optimizer: str, turns: int) -> dict[str, float]:
     """Embedding(sparse=True) and its optimizer, by events."""
     import torch  # takes seconds, and is not always there
 
@@ -280,29 +245,62 @@ def torch_ms(cell: Cell, optimizer: str, runs: int) -> dict[str, float]:
         update.zero_grad()
 
     times: dict[str, list[float]] = {"lookup": [], "step": []}
-    for k in range(runs + 2):
+    for k in range(turns + WARM_TURNS):
         for phase, run in (("lookup", emb), ("step", step)):
             words.add_(1)
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
-            run(ids[k % TURNS])
+            run(ids[k % len(ids)])
             end.record()
             torch.cuda.synchronize()
             times[phase].append(begin.elapsed_time(end))
-    return {phase: statistics.median(many[2:]) for phase, many in times.items()}
+    return {
+        phase: statistics.median(many[WARM_TURNS:]) for phase, many in times.items()
+    }
 
 
-def jax_ms(make: Any, cell: Cell, optimizer: str, runs: int) -> dict[str, float]:
-    """Milliseconds by phase of one system that runs in JAX."""
+def jax_turns(
+    make: Any, cell: Cell, optimizer: str, turns: int
+) -> dict[str, list[device_time.Turn]]:
+    """The turns of each phase of one system that runs in JAX."""
     grads = jnp.asarray(
         np.random.default_rng(0).standard_normal((cell.ids, cell.dim), np.float32)
     )
-    state, sets, phases = make(cell, optimizer, batches_of(cell))
+    state, batches, phases = make(cell, optimizer, batches_of(cell))
     found = {}
     for phase, function in phases.items():
-        ms, state = device_ms(function, state, sets, grads, cell.runs(runs))
-        found[phase] = ms
+        count = cell.turns(turns)
+        found[phase], state = device_turns(function, state, batches, grads, count)
     return found
+
+
+def median_ms(turns: list[device_time.Turn]) -> float:
+    """Milliseconds of a turn."""
+    return statistics.median(turn.ms for turn in turns)
+
+
+def jax_ms(make: Any, cell: Cell, optimizer: str, turns: int) -> dict[str, float]:
+    """Milliseconds by phase of one system that runs in JAX."""
+    found = jax_turns(make, cell, optimizer, turns)
+    return {phase: median_ms(turns) for phase, turns in found.items()}
+
+
+def kernels_of(turns: list[device_time.Turn]) -> str:
+    """Microseconds by kernel: medians, in order of first appearance."""
+    shares = [turn.shares() for turn in turns]
+    names = dict.fromkeys(name for share in shares for name in share)
+    parts = []
+    for name in names:
+        us = 1e3 * statistics.median(share.get(name, 0.0) for share in shares)
+        parts.append(f"{name.removesuffix('Kernel')} {us:.1f}")
+    return ", ".join(parts)
+
+
+def print_kernels(cell: Cell, optimizer: str, turns: int) -> None:
+    """One line a phase of this library: where its time goes."""
+    for phase, found in jax_turns(ours, cell, optimizer, turns).items():
+        setting = f"{cell.dist} {cell.ids} dim {cell.dim} {optimizer} {phase}"
+        print(f"{setting}: {median_ms(found):.4f} ms; us: {kernels_of(found)}")
 
 
 SYSTEMS: dict[str, Callable[[Cell, str, int], dict[str, float]]] = {
@@ -341,7 +339,10 @@ HEADER = """| ids | n | n_unique | hit rate | dim | optimizer | system | lookup 
 def main() -> None:
     """Measures system after system and prints one line a cell."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer runs")
+    parser.add_argument("--quick", action="store_true", help="fewer turns")
+    parser.add_argument(
+        "--kernels", action="store_true", help="this library alone, by kernel"
+    )
     parser.add_argument(
         "--systems", nargs="+", choices=SYSTEMS, default=["oneemb_jax", "JAX", "copy"]
     )
@@ -352,6 +353,11 @@ def main() -> None:
     if jax.default_backend() != "gpu":
         sys.exit("gpu.py: JAX has no GPU here.")
     print(f"card: {jax.devices()[0].device_kind}, jax {jax.__version__}; milliseconds")
+    turns = 30 if options.quick else 150
+    if options.kernels:
+        for cell, optimizer in grid():
+            print_kernels(cell, optimizer, turns)
+        return
     print(HEADER, flush=True)
     begin = time.monotonic()
     for system in options.systems:
@@ -361,7 +367,7 @@ def main() -> None:
             if time.monotonic() - begin > options.seconds:
                 print(f"no time left for {system}")
                 break
-            ms = SYSTEMS[system](cell, optimizer, 11 if options.quick else 31)
+            ms = SYSTEMS[system](cell, optimizer, turns)
             print(line_of(cell, optimizer, system, ms), flush=True)
 
 

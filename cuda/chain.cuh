@@ -12,13 +12,26 @@
 
 namespace oneemb::gpu {
 
-// The first thing a chained kernel does, in every thread: waits until all
-// kernels before it are done and their writes are seen.
-__device__ __forceinline__ void WaitForPrevious() {
+// The kernel that is chained to this one may be set up.
+__device__ __forceinline__ void LetNextBegin() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Waits until the kernel before this one is done and its writes are seen. In
+// every thread, for the kernel behind this one relies on it; what comes before
+// may read what was there when the kernel before this one began.
+__device__ __forceinline__ void AwaitPrevious() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
+}
+
+// The first thing most chained kernels do.
+__device__ __forceinline__ void WaitForPrevious() {
+  LetNextBegin();
+  AwaitPrevious();
 }
 
 // Whether the current device and its driver chain kernels, also where a stream

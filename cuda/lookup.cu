@@ -145,6 +145,12 @@ __device__ __forceinline__ void GatherRows(const LookupArgs& a, int64_t first,
   }
 }
 
+// What one block does for all, before Fill adds up the counts.
+__device__ void BeginOutput(const LookupArgs& a) {
+  if (threadIdx.x < kNumLookupCounts) a.out.counts[threadIdx.x] = 0;
+  if (threadIdx.x == 0) *a.out.seen_version = *a.table.layout_version;
+}
+
 // Finds the slots of ids and copies their rows. While the warps that search
 // wait, others keep the memory busy.
 template <class Access, int kWidth>
@@ -153,6 +159,7 @@ __global__ __launch_bounds__(kLookupThreads, 10) void LookupKernel(
   __shared__ SearchShared search[kLookupWarps];
   __shared__ uint32_t counts[kLookupWarps][kNumLookupCounts];
   WaitForPrevious();
+  if (blockIdx.x == 0) BeginOutput(a);
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const uint32_t first = (blockIdx.x * kLookupWarps + warp) * a.warp_ids;
   const uint32_t i = first + Lane();
@@ -217,26 +224,29 @@ __device__ __forceinline__ void FillRow(const LookupArgs& a,
   }
 }
 
-// Adds up what the blocks have counted; for one block.
-__device__ void AddBlockCounts(const LookupArgs& a) {
-  __shared__ uint32_t totals[kNumLookupCounts];
-  if (threadIdx.x < kNumLookupCounts) totals[threadIdx.x] = 0;
-  __syncthreads();
-  uint32_t sums[kNumLookupCounts] = {};
-#pragma unroll 8
-  for (int64_t b = threadIdx.x; b < a.num_blocks; b += kBlockThreads) {
-    const BlockCounts counts = a.block_counts[b];
-    for (int k = 0; k < kNumLookupCounts; ++k) sums[k] += counts.words[k];
+// Adds to the counts of the call what Lookup has counted for `size` ids from
+// `first` on; whether all of them have rows. For a whole block.
+__device__ bool AddTileCounts(const LookupArgs& a, int64_t first,
+                              int64_t size) {
+  const unsigned lane = threadIdx.x;
+  bool complete = true;
+  if (lane < kWarp) {
+    const int block_ids = kLookupWarps * a.warp_ids;
+    BlockCounts counts{};
+    if (int64_t{lane} * block_ids < size) {
+      counts = a.block_counts[first / block_ids + lane];
+    }
+    uint32_t mine = 0;
+    for (int k = 0; k < kNumLookupCounts; ++k) {
+      const uint32_t sum = __reduce_add_sync(kAllLanes, counts.words[k]);
+      if (k == kLookupHits) complete = sum == size;
+      if (Lane() == k) mine = sum;
+    }
+    if (lane < kNumLookupCounts && mine != 0) {
+      atomicAdd(a.out.counts + lane, mine);
+    }
   }
-  for (int k = 0; k < kNumLookupCounts; ++k) {
-    const uint32_t sum = __reduce_add_sync(kAllLanes, sums[k]);
-    if (Lane() == 0) atomicAdd(totals + k, sum);
-  }
-  __syncthreads();
-  if (threadIdx.x < kNumLookupCounts) {
-    a.out.counts[threadIdx.x] = totals[threadIdx.x];
-  }
-  if (threadIdx.x == 0) *a.out.seen_version = *a.table.layout_version;
+  return __syncthreads_and(complete ? 1 : 0) != 0;
 }
 
 // Lists the ids of a tile, from `first` on, that have no row; for a whole
@@ -266,8 +276,8 @@ __device__ int ListWithoutRow(const LookupArgs& a, int64_t first,
 }
 
 // Writes the activations of ids that have no row, over what a reserved slot of
-// a cached table held; the first block adds up what Lookup has counted. Mostly
-// there is nothing to write: few blocks find that out.
+// a cached table held, and adds up what Lookup has counted. Mostly there is
+// nothing to write: few blocks find that out.
 template <class Access, int kWidth, int kItems, Draws kDraws>
 __global__ __launch_bounds__(kBlockThreads) void FillKernel(
     const __grid_constant__ LookupArgs a) {
@@ -275,11 +285,10 @@ __global__ __launch_bounds__(kBlockThreads) void FillKernel(
   __shared__ uint32_t warp_sums[kBlockWarps];
   __shared__ WithoutRow items[kTile];
   WaitForPrevious();
-  if (blockIdx.x == 0) {
-    AddBlockCounts(a);
-    return;
-  }
-  const int64_t first = (int64_t{blockIdx.x} - 1) * kTile;
+  const int64_t first = int64_t{blockIdx.x} * kTile;
+  const int64_t left = a.ids.size - first;
+  if (left <= 0) return BeginOutput(a);  // no ids, and no Lookup
+  if (AddTileCounts(a, first, left < kTile ? left : kTile)) return;
   const int count = ListWithoutRow<kItems>(a, first, warp_sums, items);
   const RowInitializers initializers = a.initializers.View();
   const int dim = a.shape.dim;
@@ -351,8 +360,8 @@ cudaError_t LaunchFill(cudaStream_t stream, const LookupArgs& args) {
   const auto fill = args.initializers.draws == Draws::kUniform
                         ? FillKernel<Access, kWidth, kItems, Draws::kUniform>
                         : FillKernel<Access, kWidth, kItems, Draws::kAny>;
-  const int64_t blocks = 1 + CeilDiv(args.ids.size, kItems * kBlockThreads);
-  return LaunchNext(stream, fill, static_cast<unsigned>(blocks), args);
+  return LaunchNext(stream, fill,
+                    NumBlocks(args.ids.size, kItems * kBlockThreads), args);
 }
 
 template <class Access, int kWidth>
@@ -371,7 +380,7 @@ cudaError_t LaunchLookup(cudaStream_t stream, const LookupArgs& args,
     ONEEMB_RETURN_IF_CUDA_ERROR(hooks->after_find(args.state));
   }
   return IsSmallBatch(n) ? LaunchFill<Access, kWidth, 1>(stream, args)
-                         : LaunchFill<Access, kWidth, 4>(stream, args);
+                         : LaunchFill<Access, kWidth, 8>(stream, args);
 }
 
 }  // namespace

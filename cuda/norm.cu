@@ -116,14 +116,13 @@ cudaError_t GlobalNorm(cudaStream_t stream, const TableRules& rules,
   Workspace workspace(workspace_base);
   Space space{};
   TakeSpace(rules, n, &workspace, &space);
-  ONEEMB_RETURN_IF_CUDA_ERROR(cudaMemsetAsync(
-      workspace_base, 0, static_cast<size_t>(space.zero_bytes), stream));
   space.place.mode = PlaceMode::kNumber;
   space.place.keys = rules.keys;
   space.place.embedding_dim = rules.embedding_dim;
   ONEEMB_RETURN_IF_CUDA_ERROR(
       MakeFlatBatch(stream, batches, &workspace, &space.place.batch));
-  ONEEMB_RETURN_IF_CUDA_ERROR(Place(stream, space.place));
+  ONEEMB_RETURN_IF_CUDA_ERROR(
+      Place(stream, space.place, {workspace_base, space.zero_bytes}));
   ONEEMB_RETURN_IF_CUDA_ERROR(SortBatch(stream, rules, n, &space));
   const SquareSink::Args sink{space.sums[0]};
   ONEEMB_RETURN_IF_CUDA_ERROR(DispatchAccess(type, [&](auto access) {

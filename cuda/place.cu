@@ -180,12 +180,32 @@ __device__ __noinline__ void PlaceMissingOnes(const PlaceArgs& a,
   }
 }
 
+constexpr int kZeroItems = 4;  // stores a thread
+
+// In the place of a memset, which no kernel can be chained to.
+__global__ __launch_bounds__(kBlockThreads) void ZeroKernel(uint4* data,
+                                                            int64_t count) {
+  LetNextBegin();
+  int64_t i = int64_t{blockIdx.x} * kZeroItems * kBlockThreads + threadIdx.x;
+#pragma unroll
+  for (int k = 0; k < kZeroItems; ++k, i += kBlockThreads) {
+    if (i < count) data[i] = {0, 0, 0, 0};
+  }
+}
+
+// Of a workspace, in whole lines.
+cudaError_t FillZeros(cudaStream_t stream, const Zeros& zeros) {
+  const int64_t count = zeros.bytes / int64_t{sizeof(uint4)};
+  ZeroKernel<<<NumBlocks(count, kZeroItems * kBlockThreads), kBlockThreads, 0,
+               stream>>>(static_cast<uint4*>(zeros.data), count);
+  return cudaGetLastError();
+}
+
 template <int kItems>
-__global__ __launch_bounds__(kBlockThreads, 5) void PlaceKernel(
+__global__ __launch_bounds__(kBlockThreads, 4) void PlaceKernel(
     const __grid_constant__ PlaceArgs a) {
   __shared__ MissingShared<kItems> missing;
   __shared__ DigitCounts block_counts;
-  WaitForPrevious();
   const int64_t begin = int64_t{blockIdx.x} * kItems * kBlockThreads;
   const bool first = blockIdx.x == 0 && HasContexts(a.mode);
   uint32_t checksum = first ? 0 - WrittenChecksum(a) : 0;
@@ -196,14 +216,20 @@ __global__ __launch_bounds__(kBlockThreads, 5) void PlaceKernel(
     slots[k] = ReportedSlot(a, position, &checksum);
   }
   const bool active = IsActive(a);
+  // Asked for before it is known whether they matter.
+  const int of_rows = a.table.cached() ? kSlotsUsed : kRows;
+  const int64_t rows = a.mode == PlaceMode::kUpdate
+                           ? static_cast<int64_t>(a.table.counters[of_rows])
+                           : 0;
+  const bool saw_layout = SawLayout(a);
+  // For zeros: all that is read above was there before. The kernels behind this
+  // one rely on zeros too, some of them before they wait.
+  AwaitPrevious();
+  LetNextBegin();
   if (blockIdx.x == 0) OpenBooks(a, active);
   if (!active) return;
   BeginCounts(&block_counts);
-  const bool saw_layout = SawLayout(a);
   AddBlockSum(checksum, missing.warp_sums, &a.state->checksum);
-  const int of_rows = a.table.cached() ? kSlotsUsed : kRows;
-  const int64_t rows =
-      saw_layout ? static_cast<int64_t>(a.table.counters[of_rows]) : 0;
   uint32_t asks = 0;
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
@@ -231,17 +257,18 @@ __global__ __launch_bounds__(kBlockThreads, 5) void PlaceKernel(
 
 }  // namespace
 
-cudaError_t PlaceFind(cudaStream_t stream, const PlaceArgs& args) {
+cudaError_t PlaceFind(cudaStream_t stream, const PlaceArgs& args,
+                      const Zeros& zeros) {
   const int64_t n = args.batch.size;
-  const int64_t items = IsSmallBatch(n) ? 1 : 4;
-  const auto place = IsSmallBatch(n) ? PlaceKernel<1> : PlaceKernel<4>;
-  place<<<NumBlocks(n, items * kBlockThreads), kBlockThreads, 0, stream>>>(
-      args);
-  return cudaGetLastError();
+  const int64_t items = IsSmallBatch(n) ? 1 : 8;
+  const auto place = IsSmallBatch(n) ? PlaceKernel<1> : PlaceKernel<8>;
+  ONEEMB_RETURN_IF_CUDA_ERROR(FillZeros(stream, zeros));
+  return LaunchNext(stream, place, NumBlocks(n, items * kBlockThreads), args);
 }
 
-cudaError_t Place(cudaStream_t stream, const PlaceArgs& args) {
-  ONEEMB_RETURN_IF_CUDA_ERROR(PlaceFind(stream, args));
+cudaError_t Place(cudaStream_t stream, const PlaceArgs& args,
+                  const Zeros& zeros) {
+  ONEEMB_RETURN_IF_CUDA_ERROR(PlaceFind(stream, args, zeros));
   return PlaceSettle(stream, args);
 }
 

@@ -95,13 +95,21 @@ void TakePlaceZeros(int64_t n, int64_t num_keys, bool shared_keys,
                     Workspace* workspace, PlaceArgs* args);
 void TakePlaceRest(int64_t n, Workspace* workspace, PlaceArgs* args);
 
+// What begins as zeros, as far as the workspace goes.
+struct Zeros {
+  void* data;
+  int64_t bytes;
+};
+
 // Leaves the sort key of every position in `codes`, and the digits of all keys
-// counted.
-cudaError_t Place(cudaStream_t stream, const PlaceArgs& args);
+// counted. Fills `zeros` first.
+cudaError_t Place(cudaStream_t stream, const PlaceArgs& args,
+                  const Zeros& zeros);
 
 // The same in two halves: Find changes nothing but `state` and the like, Settle
 // the table. Of a cached table the Store has its say in between.
-cudaError_t PlaceFind(cudaStream_t stream, const PlaceArgs& args);
+cudaError_t PlaceFind(cudaStream_t stream, const PlaceArgs& args,
+                      const Zeros& zeros);
 cudaError_t PlaceSettle(cudaStream_t stream, const PlaceArgs& args);
 // The second half of kStage: new_keys and state->num_new.
 cudaError_t PlaceNumber(cudaStream_t stream, const PlaceArgs& args);

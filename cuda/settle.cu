@@ -18,10 +18,12 @@ constexpr int64_t kAssignTile = kAssignItems * kBlockThreads;
 // Most calls have nothing to assign: few blocks that find that out.
 constexpr unsigned kMaxAssignBlocks = 1024;
 
-__device__ void AddLookupCounts(const PlaceArgs& a) {
+// By `threads` threads, of which this one is number `thread`.
+__device__ void AddLookupCounts(const PlaceArgs& a, unsigned thread,
+                                unsigned threads) {
   for (int32_t b = 0; b < a.batch.count; ++b) {
     const UpdateBatch& batch = a.batch.list()[b].batch;
-    for (int64_t m = threadIdx.x; m < batch.num_microbatches; m += blockDim.x) {
+    for (int64_t m = thread; m < batch.num_microbatches; m += threads) {
       const uint32_t* const counts = batch.counts + m * kNumLookupCounts;
       AtomicAdd64(&a.table.counters[kHits], counts[kLookupHits]);
       AtomicAdd64(&a.table.counters[kMisses], counts[kLookupMisses]);
@@ -186,22 +188,34 @@ __device__ void Refuse(const PlaceArgs& a) {
 // What one block does for all, when the number of rows is known.
 __device__ void CloseBooks(const PlaceArgs& a) {
   if (a.mode == PlaceMode::kNumber) return;
-  if (a.mode == PlaceMode::kUpdate) AddLookupCounts(a);
+  const bool updates = a.mode == PlaceMode::kUpdate;
+  // By others than the thread that does the rest.
+  if (updates && threadIdx.x >= kWarp) {
+    AddLookupCounts(a, threadIdx.x - kWarp, blockDim.x - kWarp);
+  }
   if (threadIdx.x != 0) return;
-  a.table.counters[kUnstaged] += a.state->unstaged;
+  // All loads before the first store: each would wait for the one before it.
+  uint64_t* const counters = a.table.counters;
+  const PlaceState& state = *a.state;
   const uint64_t inserted = static_cast<uint64_t>(NumInserted(a));
-  a.table.counters[kRows] = a.state->rows_before + inserted;
-  a.table.counters[kInserts] += inserted;
-  if (a.mode != PlaceMode::kUpdate) return;
+  const uint64_t rows = state.rows_before + inserted;
+  const uint64_t inserts = counters[kInserts] + inserted;
+  const uint64_t unstaged = counters[kUnstaged] + state.unstaged;
+  const uint32_t step = state.step;
+  const uint32_t generation = updates ? *a.generation + 1 : 0;
+  const float rate = updates ? *a.learning_rate : 0.0F;
+  counters[kRows] = rows;
+  counters[kInserts] = inserts;
+  counters[kUnstaged] = unstaged;
+  if (!updates) return;
+  *a.step = step + 1;
+  *a.generation = generation;
   DispatchOptimizer(a.optimizer.kind, [&](auto optimizer) {
     using Scalars = typename decltype(optimizer)::Scalars;
     static_assert(sizeof(Scalars) <= sizeof(PlaceState::scalars));
     *reinterpret_cast<Scalars*>(a.state->scalars) =
-        decltype(optimizer)::Prepare(a.optimizer, *a.learning_rate,
-                                     a.state->step);
+        decltype(optimizer)::Prepare(a.optimizer, rate, step);
   });
-  *a.step = a.state->step + 1;
-  ++*a.generation;
 }
 
 // The blocks of Assign that a multiprocessor has room for.

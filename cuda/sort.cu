@@ -198,8 +198,10 @@ SortPlan PlanSort(int64_t n, int64_t num_keys) {
   plan.sentinel = static_cast<uint32_t>((int64_t{1} << bits) - 1);
   plan.passes = static_cast<int>(CeilDiv(bits, SortPlan::kMaxDigitBits));
   plan.digit_bits = static_cast<int>(CeilDiv(bits, plan.passes));
-  // Small tiles keep every multiprocessor busy, large ones write longer runs.
-  plan.tile_bits = IsSmallBatch(n) ? 9 : 11;
+  // Small tiles keep every multiprocessor busy; of large ones there are fewer
+  // to hear of, and they write longer runs.
+  constexpr int64_t kManyKeys = int64_t{1} << 19;
+  plan.tile_bits = IsSmallBatch(n) ? 9 : (n <= kManyKeys ? 11 : 12);
   plan.num_tiles = CeilDiv(n, int64_t{1} << plan.tile_bits);
   plan.num_groups = NumGroups(plan.num_tiles);
   return plan;
@@ -217,7 +219,9 @@ cudaError_t Sort(cudaStream_t stream, const SortPlan& plan,
                  const SlotPosition** sorted) {
   *sorted = plan.entries[0];
   if (plan.n == 0) return cudaSuccess;
-  const auto kernel = plan.tile_bits == 9 ? PassKernel<2> : PassKernel<8>;
+  const auto kernel = plan.tile_bits == 9    ? PassKernel<2>
+                      : plan.tile_bits == 11 ? PassKernel<8>
+                                             : PassKernel<16>;
   for (int pass = 0; pass < plan.passes; ++pass) {
     PassArgs args{};
     args.keys = pass == 0 ? keys : nullptr;

@@ -124,8 +124,6 @@ cudaError_t WriteRows(cudaStream_t stream, const TableView& table,
   Workspace workspace(workspace_base);
   Space space{};
   TakeSpace(rules, table.capacity, ids.size, &workspace, &space);
-  ONEEMB_RETURN_IF_CUDA_ERROR(cudaMemsetAsync(
-      workspace_base, 0, static_cast<size_t>(space.zero_bytes), stream));
   PlaceArgs& place = space.place;
   place.mode = PlaceMode::kWriteRows;
   place.table = table;
@@ -137,7 +135,8 @@ cudaError_t WriteRows(cudaStream_t stream, const TableView& table,
   batch.ids = ids;
   ONEEMB_RETURN_IF_CUDA_ERROR(
       MakeFlatBatch(stream, {batch}, &workspace, &place.batch));
-  ONEEMB_RETURN_IF_CUDA_ERROR(Place(stream, place));
+  ONEEMB_RETURN_IF_CUDA_ERROR(
+      Place(stream, place, {workspace_base, space.zero_bytes}));
   if (ids.size == 0) return cudaSuccess;
   const SlotPosition* entries = nullptr;
   ONEEMB_RETURN_IF_CUDA_ERROR(

@@ -225,8 +225,7 @@ cudaError_t FindMissing(cudaStream_t stream, const TableView& table,
   Workspace workspace(workspace_base);
   TakePlaceZeros(ids.size, table.capacity, rules.keys.shared_keys, &workspace,
                  place);
-  ONEEMB_RETURN_IF_CUDA_ERROR(cudaMemsetAsync(
-      workspace_base, 0, static_cast<size_t>(workspace.used()), stream));
+  const Zeros zeros{workspace_base, workspace.used()};
   TakePlaceRest(ids.size, &workspace, place);
   place->mode = PlaceMode::kStage;
   GetFingerprintSeeds(place->seeds);
@@ -236,7 +235,7 @@ cudaError_t FindMissing(cudaStream_t stream, const TableView& table,
   batch.ids = ids;
   ONEEMB_RETURN_IF_CUDA_ERROR(
       MakeFlatBatch(stream, {batch}, &workspace, &place->batch));
-  ONEEMB_RETURN_IF_CUDA_ERROR(PlaceFind(stream, *place));
+  ONEEMB_RETURN_IF_CUDA_ERROR(PlaceFind(stream, *place, zeros));
   return PlaceNumber(stream, *place);
 }
 

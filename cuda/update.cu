@@ -52,15 +52,14 @@ cudaError_t Update(cudaStream_t stream, const TableView& table,
   Workspace workspace(workspace_base);
   SortedBatch sorted{};
   TakeSortedBatch(rules, n, table.capacity, &workspace, &sorted);
-  ONEEMB_RETURN_IF_CUDA_ERROR(cudaMemsetAsync(
-      workspace_base, 0, static_cast<size_t>(sorted.zero_bytes), stream));
   FillPlaceArgs(table, rules, operands, &sorted.place);
   ONEEMB_RETURN_IF_CUDA_ERROR(
       MakeFlatBatch(stream, operands.batches, &workspace, &sorted.place.batch));
   ONEEMB_RETURN_IF_CUDA_ERROR(
       MakeInitializerArgs(stream, rules.initializers, rules.keys.num_tables,
                           &workspace, &sorted.place.initializers));
-  ONEEMB_RETURN_IF_CUDA_ERROR(PlaceFind(stream, sorted.place));
+  ONEEMB_RETURN_IF_CUDA_ERROR(
+      PlaceFind(stream, sorted.place, {workspace_base, sorted.zero_bytes}));
   if (judge) ONEEMB_RETURN_IF_CUDA_ERROR(judge(sorted.place.state));
   ONEEMB_RETURN_IF_CUDA_ERROR(PlaceSettle(stream, sorted.place));
   sorted.reduce.non_finite = table.counters + kNonFinite;
