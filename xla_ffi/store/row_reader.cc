@@ -12,11 +12,19 @@ namespace {
 // Rows this near to each other come by one read: skipping costs less than a
 // second request.
 constexpr int64_t kMaxGap = int64_t{16} << 10;
-constexpr int64_t kMaxRead = int64_t{128} << 10;
+constexpr int64_t kMaxRead = int64_t{32} << 10;
+// Of all reads in flight, whose number it bounds where rows are large.
+constexpr int64_t kMostBytes = int64_t{16} << 20;
+
 // The largest read: kMaxRead, or one row that straddles blocks.
-constexpr int64_t kSlotBytes = kMaxRead + 2 * kBlockBytes;
-static_assert(kMaxRowBytes + 3 * kBlockBytes <= kSlotBytes,
-              "a row of any size fits");
+int64_t SlotBytes(int64_t row_bytes) {
+  const int64_t record = static_cast<int64_t>(sizeof(RecordHeader)) + row_bytes;
+  return std::max(kMaxRead, RoundUp(record, kBlockBytes) + kBlockBytes);
+}
+
+int64_t NumSlots(int depth, int64_t row_bytes) {
+  return std::clamp<int64_t>(kMostBytes / SlotBytes(row_bytes), 1, depth);
+}
 
 }  // namespace
 
@@ -28,25 +36,28 @@ struct RowReader::Batch {
   Status* first_failure;
 };
 
-RowReader::RowReader(int depth, int64_t block_bytes)
-    : block_bytes_(block_bytes), slots_(static_cast<size_t>(depth)) {}
+RowReader::RowReader(int64_t num_slots, int64_t block_bytes)
+    : block_bytes_(block_bytes), slots_(static_cast<size_t>(num_slots)) {}
 
 Status RowReader::Open(Env* env, int depth, int64_t block_bytes,
-                       std::unique_ptr<RowReader>* reader) {
-  std::unique_ptr<RowReader> fresh(new RowReader(depth, block_bytes));
-  ONEEMB_RETURN_IF_ERROR(IoQueue::Open(env, depth, &fresh->queue_));
+                       int64_t row_bytes, std::unique_ptr<RowReader>* reader) {
+  const int64_t num_slots = NumSlots(depth, row_bytes);
+  const int64_t slot_bytes = SlotBytes(row_bytes);
+  std::unique_ptr<RowReader> fresh(new RowReader(num_slots, block_bytes));
+  ONEEMB_RETURN_IF_ERROR(
+      IoQueue::Open(env, static_cast<int>(num_slots), &fresh->queue_));
   ONEEMB_RETURN_IF_ERROR(IoQueue::Open(env, 1, &fresh->again_));
-  ONEEMB_RETURN_IF_ERROR(fresh->again_slot_.memory.Resize(kSlotBytes));
+  ONEEMB_RETURN_IF_ERROR(fresh->again_slot_.memory.Resize(slot_bytes));
   for (Slot& slot : fresh->slots_) {
-    ONEEMB_RETURN_IF_ERROR(slot.memory.Resize(kSlotBytes));
+    ONEEMB_RETURN_IF_ERROR(slot.memory.Resize(slot_bytes));
     fresh->free_.push_back(&slot);
   }
   *reader = std::move(fresh);
   return {};
 }
 
-int64_t RowReader::MemoryBytes(int depth) {
-  return (int64_t{depth} + 1) * kSlotBytes;
+int64_t RowReader::MemoryBytes(int depth, int64_t row_bytes) {
+  return (NumSlots(depth, row_bytes) + 1) * SlotBytes(row_bytes);
 }
 
 // Fills in the transfer that brings the rows from `begin` on; returns where

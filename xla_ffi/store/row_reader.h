@@ -29,11 +29,12 @@ struct RowRead {
 // For one thread at a time.
 class RowReader {
  public:
-  // Reads begin and end at multiples of block_bytes, 512 or 4096.
+  // Up to `depth` reads are in flight, as far as 16 MiB hold them. They begin
+  // and end at multiples of block_bytes, 512 or 4096. Rows have row_bytes.
   static Status Open(Env* env, int depth, int64_t block_bytes,
-                     std::unique_ptr<RowReader>* reader);
+                     int64_t row_bytes, std::unique_ptr<RowReader>* reader);
 
-  // Reads all rows, at depth; the reads must be sorted by segment and slot.
+  // Reads all rows; the reads must be sorted by segment and slot.
   // Row i goes to rows + item * row_bytes, and found[item] becomes kRowFound or
   // kRowFailed, in which case the row is left as it was. Checks that each row
   // is whole and has the key that was asked for. Returns the first failure.
@@ -41,7 +42,7 @@ class RowReader {
               uint8_t* found);
 
   // Of a reader of this depth.
-  static int64_t MemoryBytes(int depth);
+  static int64_t MemoryBytes(int depth, int64_t row_bytes);
 
  private:
   // One transfer, and the rows that it brings.
@@ -53,7 +54,7 @@ class RowReader {
   };
   struct Batch;
 
-  RowReader(int depth, int64_t block_bytes);
+  RowReader(int64_t num_slots, int64_t block_bytes);
 
   size_t Plan(const Batch& batch, size_t begin, Slot* slot) const;
   void Finish(const Batch& batch);

@@ -103,9 +103,10 @@ Status SsdTier::TakeReader(std::unique_ptr<RowReader>* reader) {
   }
   idle_readers_.reserve(static_cast<size_t>(options_.readers));
   ONEEMB_RETURN_IF_ERROR(RowReader::Open(env_.get(), options_.read_depth,
-                                         options_.block_bytes, reader));
+                                         options_.block_bytes,
+                                         options_.row_bytes, reader));
   ++num_readers_;
-  read_buffer_bytes_ += RowReader::MemoryBytes(options_.read_depth);
+  read_buffer_bytes_ += ReaderBytes();
   return {};
 }
 
@@ -116,7 +117,7 @@ void SsdTier::GiveReader(std::unique_ptr<RowReader> reader) {
     idle_readers_.push_back(std::move(reader));
   } else {
     --num_readers_;
-    read_buffer_bytes_ -= RowReader::MemoryBytes(options_.read_depth);
+    read_buffer_bytes_ -= ReaderBytes();
   }
   reader_given_.NotifyOne();
 }
@@ -191,13 +192,16 @@ Status SsdTier::Fetch(KeySpan keys, char* rows, uint8_t* found) {
   return Read(located, keys, rows, found);
 }
 
+int64_t SsdTier::ReaderBytes() const {
+  return RowReader::MemoryBytes(options_.read_depth, options_.row_bytes);
+}
+
 int64_t SsdTier::MostBufferBytes() {
   // A batch of compaction may need room in the index for as long as it lasts.
   constexpr int64_t kIndexBytes = 40;
   const int64_t batch = kCompactionReadBytes / layout_.pitch;
   return 2 * SegmentWriter::MostMemoryBytes(WriterOptions()) +
-         options_.readers * RowReader::MemoryBytes(options_.read_depth) +
-         batch * kIndexBytes;
+         options_.readers * ReaderBytes() + batch * kIndexBytes;
 }
 
 Status SsdTier::CheckBudget(KeySpan keys) const {

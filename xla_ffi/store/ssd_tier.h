@@ -38,9 +38,12 @@ struct SsdTierOptions {
   int64_t segment_bytes = int64_t{256} << 20;
   // Reads begin and end at multiples of it: 512 or 4096.
   int64_t block_bytes = kBlockBytes;
-  int read_depth = 128;
-  // Fetches that read at a time; more wait for one of them. Each has
-  // read_depth reads in flight and 136 KiB of memory for each of these.
+  // More than a disk needs: where a program computes on all processors, the
+  // thread that reads waits for one of them now and then, and the disk must
+  // not.
+  int read_depth = 384;
+  // Fetches that read at a time; more wait for one of them. Each has up to
+  // read_depth reads in flight, and up to 16 MiB of memory for them.
   int readers = 4;
   int64_t write_bytes = int64_t{1} << 20;
   // Enough to keep a disk busy. Buffers of 16 MiB were a quarter slower than of
@@ -153,6 +156,7 @@ class SsdTier {
   Status TakeReader(std::unique_ptr<RowReader>* reader);
   void GiveReader(std::unique_ptr<RowReader> reader);
   // Of index, bitmaps and all buffers that there can be.
+  int64_t ReaderBytes() const;
   int64_t MostBufferBytes();
   Status CheckBudget(KeySpan keys) const ONEEMB_REQUIRES(put_mutex_);
   int64_t BufferBytes() const;
