@@ -37,7 +37,8 @@ class CachedOperation {
   cudaError_t MeetMissing(const Work& work) const;
 
   // Has work done some time later on a tier that knows which keys it lacked,
-  // and nothing else; what it does to the table's books is for nothing.
+  // and nothing else; what it does to the table's books is for nothing. The
+  // stream sets the clocks of those that it has.
   cudaError_t TellMissing(const Work& work) const;
 
   // The same as Meet for work that only looks at the table's books: the stream

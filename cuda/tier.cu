@@ -25,24 +25,23 @@ __global__ __launch_bounds__(kBlockThreads) void CopyFoundKernel(
   StoreKey(keys + i, {new_keys[i].id, new_keys[i].table});
 }
 
-// Whether the thread's slot had another clock. Several positions may have one
-// slot: who sees the old clock counts it.
+// Whether the thread's slot had an older clock than `now`, which it gets.
+// Several positions may have one slot: who sees the old clock counts it.
 __device__ bool Touch(const PlaceArgs& a, uint32_t now) {
   const int64_t i = ThreadNumber();
   const int32_t slot = i < a.batch.size ? a.codes[i] : kSlotMissing;
   if (slot < 0 || slot >= a.table.capacity) return false;
   uint32_t* const clock = a.table.clock + slot;
-  return *static_cast<volatile uint32_t*>(clock) != now &&
+  return IsBefore(*static_cast<volatile uint32_t*>(clock), now) &&
          atomicExch(clock, now) != now;
 }
 
 __global__ __launch_bounds__(kBlockThreads) void TouchAheadKernel(
     const __grid_constant__ PlaceArgs a) {
-  Touch(a, static_cast<uint32_t>(a.table.counters[kStaged]));
+  Touch(a, AnnouncedClock(a.table.counters[kStaged]));
 }
 
-// The
-// block that ends last knows the sum.
+// The block that ends last knows the sum.
 __global__ __launch_bounds__(kBlockThreads) void TouchKernel(
     const __grid_constant__ PlaceArgs a, uint32_t now, uint32_t* resident) {
   const uint32_t count = __ballot_sync(kAllLanes, Touch(a, now));

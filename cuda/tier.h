@@ -30,8 +30,8 @@ cudaError_t CopyFound(cudaStream_t stream, const PlaceArgs& place,
 // counted once, goes to memory of the host.
 cudaError_t TouchFound(cudaStream_t stream, const PlaceArgs& place,
                        uint32_t now, uint32_t* resident);
-// The same for the number of the batch that was staged last, as the table's
-// counters have it on the device.
+// Of those that a later batch wants: become AnnouncedClock (core/residency.h),
+// by the table's counters on the device, unless they are later.
 cudaError_t TouchFoundAhead(cudaStream_t stream, const PlaceArgs& place);
 
 // Rows of slots, one after another, to memory that the device can reach.

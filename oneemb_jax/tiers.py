@@ -109,11 +109,11 @@ def prefetch(table: Table, ids: Any, table_ids: Any = None) -> Table:
     cache lacks, and the ``stage`` that wants it takes it from there. They read as
     many rows at once as the cache has slots that the current batch leaves, and
     count the rest, which ``stage`` then reads itself. Rows that the cache has
-    count as wanted by the current batch, so that batches staged before that
-    ``stage`` evict others first.
+    count as young as those of 16 batches ago, so that batches staged before that
+    ``stage`` evict others first. Call it between ``stage`` and ``lookup``.
 
     Args:
-        table: the table.
+        table: the table. Donate it to ``jax.jit``, or every step copies it.
         ids: the ids of a later batch, as in ``lookup``.
         table_ids: as in ``lookup``.
 

@@ -308,8 +308,8 @@ def test_no_copy_in_a_step(tmp_path):
 
 
 def test_rows_that_a_later_batch_wants_are_evicted_last(table):
-    oldest, newer, newest = np.arange(3), np.arange(3, 6), np.arange(6, 8)
-    for ids in (oldest, newer, newest):
+    oldest, newer = np.arange(3), np.arange(3, 6)
+    for ids in (oldest, newer, *[np.arange(6, 8)] * 17):
         table = oe.stage(table, ids)
     announced = oe.prefetch(table, oldest)
     table = oe.stage(announced, np.arange(10, 13))  # there is no room
@@ -324,6 +324,17 @@ def test_rows_that_a_later_batch_wants_are_evicted_last(table):
     table = oe.stage(oe.prefetch(table, oldest), np.arange(20, 28))
     assert oe.stats(table)["cached_rows"] == 8
     oe.check(table)
+
+
+def test_but_not_after_rows_that_this_step_has_staged(table):
+    old, first, second = np.arange(4), np.arange(4, 8), np.arange(8, 12)
+    # So that slots of `first` come first: of equal clocks they would go first.
+    for ids in (first, old, *[old] * 17):
+        table = oe.stage(table, ids)
+    table = oe.prefetch(oe.stage(table, first), old)
+    table = oe.stage(table, second)
+    acts, ctx = oe.lookup(table, np.concatenate([first, second]))
+    oe.check(oe.update(table, ctx, np.ones_like(acts)))
 
 
 def test_stage_is_the_identity_in_device_memory():

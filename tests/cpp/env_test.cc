@@ -1,6 +1,8 @@
 // The system's own Env, with both of its engines, on a real disk.
 #include "store/env.h"
 
+#include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -83,6 +85,25 @@ TEST(TransfersAtDepth) {
     CheckTransfers(env.get(), Caching::kDirect);
     CheckTransfers(env.get(), Caching::kCached);
   }
+}
+
+// Without a descriptor to spare the kernel gives no ring.
+TEST(ThreadsDoWhereThereIsNoRing) {
+  std::shared_ptr<Env> env;
+  CHECK_OK(NewPosixEnv(Engine::kAuto, &env));
+  rlimit usual{};
+  CHECK_EQ(getrlimit(RLIMIT_NOFILE, &usual), 0);
+  const int next = open("/dev/null", O_RDONLY | O_CLOEXEC);
+  CHECK(next >= 0);
+  CHECK_EQ(close(next), 0);
+  rlimit none = usual;
+  none.rlim_cur = static_cast<rlim_t>(next);
+  CHECK_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+  std::unique_ptr<IoEngine> engine;
+  const Status status = env->NewEngine(4, &engine);
+  CHECK_EQ(setrlimit(RLIMIT_NOFILE, &usual), 0);
+  CHECK_OK(status);
+  CHECK(engine != nullptr);
 }
 
 TEST(ReadsPastTheEndAreCorruption) {

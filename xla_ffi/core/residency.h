@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "core/macros.h"
+
 namespace oneemb {
 
 enum SlotState : uint32_t {
@@ -18,6 +20,23 @@ struct SlotResidency {
 };
 static_assert(sizeof(SlotResidency) == 2 * sizeof(uint32_t),
               "a row of the uint32[capacity, 2] leaf");
+
+// A row that a later batch was said to want is as if a batch that is so many
+// before the current one had been the last to want it: younger than what is
+// evicted, where the cache has room for more batches than that, and older than
+// all that this step has staged.
+constexpr uint32_t kAnnouncedAge = 16;
+
+ONEEMB_HD uint32_t AnnouncedClock(uint64_t staged) {
+  return staged < kAnnouncedAge
+             ? 0
+             : static_cast<uint32_t>(staged - uint64_t{kAnnouncedAge});
+}
+
+// Whether a clock is before another. They wrap around.
+ONEEMB_HD bool IsBefore(uint32_t clock, uint32_t other) {
+  return static_cast<int32_t>(other - clock) > 0;
+}
 
 // Which slots may be evicted.
 enum class Victims {

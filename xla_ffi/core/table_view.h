@@ -26,7 +26,7 @@ struct TableView {
   int64_t row_words;
   int64_t capacity;
   // [capacity], the step that last touched a slot; of a cached table, the last
-  // batch staged that wanted it.
+  // batch staged that wanted it, or what core/residency.h says.
   uint32_t* clock;
   uint64_t* counters;  // [kNumCounters]
   uint64_t* layout_version;

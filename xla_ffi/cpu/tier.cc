@@ -134,7 +134,7 @@ bool FindMissingAndTouch(Parallel* parallel, const TableView& table,
       // Several positions, on several threads, may have one slot: the thread
       // that sees the old clock counts it.
       uint32_t* const clock = &table.clock[item.slot];
-      if (__atomic_load_n(clock, __ATOMIC_RELAXED) == now) return;
+      if (!IsBefore(__atomic_load_n(clock, __ATOMIC_RELAXED), now)) return;
       const bool first_here =
           __atomic_exchange_n(clock, now, __ATOMIC_RELAXED) != now;
       resident_here += first_here ? 1 : 0;

@@ -1,10 +1,10 @@
 // The device tier of a cached table: which rows a batch lacks, which slots it
 // may take for them, and how a slot changes its key.
 //
-// A slot's clock is the number of the last batch that staged it, or during
-// which a later batch that wants it was announced. Eviction takes the lowest
-// clocks first, ties by slot; it never takes a slot of the batch that is being
-// staged. Nothing here touches a Store.
+// A slot's clock is the number of the last batch that staged it, or
+// AnnouncedClock (core/residency.h) of when a later batch was said to want it.
+// Eviction takes the lowest clocks first, ties by slot; it never takes a slot
+// of the batch that is being staged. Nothing here touches a Store.
 #pragma once
 
 #include <cstdint>
@@ -24,9 +24,9 @@ struct TierBatch {
 };
 
 // The keys of a batch that the device tier lacks, each once, in order of first
-// occurrence; the clock of those that are there becomes `now`. Writes all that
-// `batch` has, to memory that the caller gives. False when there is no memory
-// to work in.
+// occurrence; the clock of those that are there becomes `now`, unless it is
+// later. Writes all that `batch` has, to memory that the caller gives. False
+// when there is no memory to work in.
 bool FindMissingAndTouch(Parallel* parallel, const TableView& table,
                          const KeyRules& rules, const IdsView& ids,
                          uint32_t now, std::vector<Key>* missing,

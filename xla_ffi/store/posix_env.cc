@@ -83,7 +83,9 @@ int OpenDescriptor(const std::string& path, int flags) {
 
 class PosixEnv final : public Env {
  public:
-  explicit PosixEnv(bool uring) : uring_(uring) {}
+  // `falls_back`: threads do where the kernel has no memory for a ring.
+  PosixEnv(bool uring, bool falls_back)
+      : uring_(uring), falls_back_(falls_back) {}
 
   Status Open(const std::string& path, OpenMode mode, Caching caching,
               std::unique_ptr<File>* file) override {
@@ -106,7 +108,11 @@ class PosixEnv final : public Env {
   }
 
   Status NewEngine(int depth, std::unique_ptr<IoEngine>* engine) override {
-    return uring_ ? NewUringEngine(depth, engine) : threads_->NewEngine(engine);
+    if (uring_) {
+      Status status = NewUringEngine(depth, engine);
+      if (status.ok() || !falls_back_) return status;
+    }
+    return threads_->NewEngine(engine);
   }
 
   const char* engine_name() const override {
@@ -173,6 +179,7 @@ class PosixEnv final : public Env {
   }
 
   const bool uring_;
+  const bool falls_back_;
   const std::unique_ptr<IoThreads> threads_ = NewIoThreads(kIoThreads);
 };
 
@@ -205,7 +212,7 @@ Status NewPosixEnv(Engine engine, std::shared_ptr<Env>* env) {
     if (!status.ok() && engine == Engine::kUring) return status;
     uring = status.ok();
   }
-  *env = std::make_shared<PosixEnv>(uring);
+  *env = std::make_shared<PosixEnv>(uring, engine == Engine::kAuto);
   return {};
 }
 

@@ -42,8 +42,8 @@ struct SsdTierOptions {
   // thread that reads waits for one of them now and then, and the disk must
   // not.
   int read_depth = 384;
-  // Fetches that read at a time; more wait for one of them. Each has up to
-  // read_depth reads in flight, and up to 16 MiB of memory for them.
+  // Fetches that read at a time; more wait for one of them. Each has as many of
+  // read_depth reads in flight as 16 MiB hold: 512 of small rows.
   int readers = 4;
   int64_t write_bytes = int64_t{1} << 20;
   // Enough to keep a disk busy. Buffers of 16 MiB were a quarter slower than of
@@ -155,8 +155,8 @@ class SsdTier {
   std::shared_ptr<SegmentMap> map() const;
   Status TakeReader(std::unique_ptr<RowReader>* reader);
   void GiveReader(std::unique_ptr<RowReader> reader);
-  // Of index, bitmaps and all buffers that there can be.
   int64_t ReaderBytes() const;
+  // Of index, bitmaps and all buffers that there can be.
   int64_t MostBufferBytes();
   Status CheckBudget(KeySpan keys) const ONEEMB_REQUIRES(put_mutex_);
   int64_t BufferBytes() const;

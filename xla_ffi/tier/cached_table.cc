@@ -317,9 +317,8 @@ bool Prefetch(const TieredTable& table) {
   if (table.store == nullptr) return true;
   const MutexLock lock(table.store->operations());
   MissingKeys& missing = MemoryOf(table.store.get())->missing;
-  // Of an older table too, which becomes what it became then. What it has stays
-  // until the batch is staged, as far as there are other rows to evict.
-  const auto now = static_cast<uint32_t>(table.tier->counters()[kStaged]);
+  // Of an older table too, which becomes what it became then.
+  const uint32_t now = AnnouncedClock(table.tier->counters()[kStaged]);
   if (!table.tier->FindMissing(now, &missing)) return false;
   // An older table lacks other keys: what it asks for may be in the device tier
   // of the newest, where rows change.

@@ -108,7 +108,7 @@ class DeviceTier {
   virtual bool Digest(uint64_t* digest) = 0;
 
   // The keys of the batch that are not there, each once, in order of first
-  // occurrence. The clock of those that are there is `now` then.
+  // occurrence. The clock of those that are there is `now` then, or later.
   virtual bool FindMissing(uint32_t now, MissingKeys* missing) = 0;
   // The same for a batch that is staged; its digest.
   virtual bool FindMissingAndTouch(uint32_t now, MissingKeys* missing,
