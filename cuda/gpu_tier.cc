@@ -72,12 +72,16 @@ bool GpuTier::Digest(uint64_t* digest) {
   return true;
 }
 
-// The stream has touched what is there by itself.
-bool GpuTier::FindMissing(uint32_t /*now*/, MissingKeys* missing) {
+void GpuTier::TakeFound(MissingKeys* missing) const {
   const PlaceState& state = *found_.state;
   missing->keys = found_.keys;
   missing->count = static_cast<int64_t>(state.num_new);
   missing->fingerprint = {{state.fingerprint[0], state.fingerprint[1]}};
+}
+
+// The stream has set the clocks by itself (CachedOperation::TellMissing).
+bool GpuTier::FindMissingAhead(MissingKeys* missing) {
+  TakeFound(missing);
   return true;
 }
 
@@ -92,10 +96,10 @@ bool GpuTier::FindMissingAndTouch(uint32_t now, MissingKeys* missing,
                                   uint64_t* digest) {
   auto* const resident = Pinned<uint32_t>(1);
   resident_ = resident;
+  TakeFound(missing);
   return resident != nullptr &&
          Ok(TouchFound(stream_, found_.place, now, resident)) &&
-         Ok(counted_.Record(stream_)) && FindMissing(now, missing) &&
-         Digest(digest);
+         Ok(counted_.Record(stream_)) && Digest(digest);
 }
 
 bool GpuTier::CountTouched(int64_t* resident) {

@@ -73,9 +73,9 @@ class GpuTier final : public DeviceTier {
 
   BufferSource* memory() override { return carrier_; }
   bool Digest(uint64_t* digest) override;
-  bool FindMissing(uint32_t now, MissingKeys* missing) override;
   bool FindMissingAndTouch(uint32_t now, MissingKeys* missing,
                            uint64_t* digest) override;
+  bool FindMissingAhead(MissingKeys* missing) override;
   bool ReadMissing(MissingKeys* missing) override;
   bool CountTouched(int64_t* resident) override;
   bool ExpectVictims(uint32_t now, int64_t count) override;
@@ -118,6 +118,8 @@ class GpuTier final : public DeviceTier {
  private:
   // Keeps the first error of the device; whether there was none now.
   bool Ok(cudaError_t error);
+  // What kernels have found before the host had a look.
+  void TakeFound(MissingKeys* missing) const;
   void* TakePinned(int64_t bytes);
   bool CopyBytes(const void* from, int64_t bytes, void* to);
   // What is on its way is from or to memory that is kept here.

@@ -318,8 +318,7 @@ bool Prefetch(const TieredTable& table) {
   const MutexLock lock(table.store->operations());
   MissingKeys& missing = MemoryOf(table.store.get())->missing;
   // Of an older table too, which becomes what it became then.
-  const uint32_t now = AnnouncedClock(table.tier->counters()[kStaged]);
-  if (!table.tier->FindMissing(now, &missing)) return false;
+  if (!table.tier->FindMissingAhead(&missing)) return false;
   // An older table lacks other keys: what it asks for may be in the device tier
   // of the newest, where rows change.
   if (table.store->Judge(Stamp(table), Operation::kStage, 0, table.run) !=

@@ -36,18 +36,6 @@ bool CpuTier::Digest(uint64_t* digest) {
   return true;
 }
 
-bool CpuTier::FindMissing(uint32_t now, MissingKeys* missing) {
-  const Scratch slots(ids_.size * int64_t{sizeof(int32_t)});
-  if (!slots.ok()) return false;
-  TierBatch batch{nullptr, slots.As<int32_t>(), 0, 0};
-  if (!oneemb::FindMissingAndTouch(parallel_, view_, rules_.keys, ids_, now,
-                                   &missing->memory, &batch)) {
-    return false;
-  }
-  missing->UseMemory();
-  return true;
-}
-
 bool CpuTier::FindMissingAndTouch(uint32_t now, MissingKeys* missing,
                                   uint64_t* digest) {
   // The memory of the last batch serves this one.
@@ -62,6 +50,19 @@ bool CpuTier::FindMissingAndTouch(uint32_t now, MissingKeys* missing,
   missing->UseMemory();
   touched_ = batch.resident;
   *digest = DigestOf(ids_, batch.digest);
+  return true;
+}
+
+bool CpuTier::FindMissingAhead(MissingKeys* missing) {
+  const Scratch slots(ids_.size * int64_t{sizeof(int32_t)});
+  if (!slots.ok()) return false;
+  TierBatch batch{nullptr, slots.As<int32_t>(), 0, 0};
+  if (!oneemb::FindMissingAndTouch(parallel_, view_, rules_.keys, ids_,
+                                   AnnouncedClock(counters()[kStaged]),
+                                   &missing->memory, &batch)) {
+    return false;
+  }
+  missing->UseMemory();
   return true;
 }
 

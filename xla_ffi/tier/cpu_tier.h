@@ -29,9 +29,9 @@ class CpuTier final : public DeviceTier {
 
   BufferSource* memory() override { return HeapSource(); }
   bool Digest(uint64_t* digest) override;
-  bool FindMissing(uint32_t now, MissingKeys* missing) override;
   bool FindMissingAndTouch(uint32_t now, MissingKeys* missing,
                            uint64_t* digest) override;
+  bool FindMissingAhead(MissingKeys* missing) override;
   bool CountTouched(int64_t* resident) override;
   bool ChooseVictims(uint32_t now, int64_t count, Victims which,
                      VictimList* victims) override;

@@ -108,11 +108,13 @@ class DeviceTier {
   virtual bool Digest(uint64_t* digest) = 0;
 
   // The keys of the batch that are not there, each once, in order of first
-  // occurrence. The clock of those that are there is `now` then, or later.
-  virtual bool FindMissing(uint32_t now, MissingKeys* missing) = 0;
-  // The same for a batch that is staged; its digest.
+  // occurrence. Sets the clock of those that are there to `now`. The batch's
+  // digest.
   virtual bool FindMissingAndTouch(uint32_t now, MissingKeys* missing,
                                    uint64_t* digest) = 0;
+  // The same keys of a batch that is to come: the clock of those that are there
+  // becomes AnnouncedClock (core/residency.h), unless it is later.
+  virtual bool FindMissingAhead(MissingKeys* missing) = 0;
   // The keys themselves, for the host to see.
   virtual bool ReadMissing(MissingKeys* /*missing*/) { return true; }
   // How many keys were there.
