@@ -16,7 +16,7 @@ namespace {
 constexpr int kAhead = 4;
 
 // A block's room is free only when its last warp is done.
-constexpr int kLookupWarps = 4;
+constexpr int kLookupWarps = 2;
 constexpr int kLookupThreads = kLookupWarps * kWarp;
 
 // What the ids of one block came to, in the order of LookupCount.
@@ -154,7 +154,7 @@ __device__ void BeginOutput(const LookupArgs& a) {
 // Finds the slots of ids and copies their rows. While the warps that search
 // wait, others keep the memory busy.
 template <class Access, int kWidth>
-__global__ __launch_bounds__(kLookupThreads, 10) void LookupKernel(
+__global__ __launch_bounds__(kLookupThreads, 20) void LookupKernel(
     const __grid_constant__ LookupArgs a) {
   __shared__ SearchShared search[kLookupWarps];
   __shared__ uint32_t counts[kLookupWarps][kNumLookupCounts];
@@ -223,6 +223,12 @@ __device__ __forceinline__ void FillRow(const LookupArgs& a,
     StoreFour<Access, kWidth>(values, c, dim, out);
   }
 }
+
+// Ids a thread of Fill looks after, but of a small batch. A lane of its first
+// warp adds up what one block of Lookup has counted.
+constexpr int kFillItems = 8;
+static_assert(kFillItems * kBlockThreads <= kWarp * kLookupThreads,
+              "a warp has a lane for each block of Lookup");
 
 // Adds to the counts of the call what Lookup has counted for `size` ids from
 // `first` on; whether all of them have rows. For a whole block.
@@ -380,7 +386,7 @@ cudaError_t LaunchLookup(cudaStream_t stream, const LookupArgs& args,
     ONEEMB_RETURN_IF_CUDA_ERROR(hooks->after_find(args.state));
   }
   return IsSmallBatch(n) ? LaunchFill<Access, kWidth, 1>(stream, args)
-                         : LaunchFill<Access, kWidth, 8>(stream, args);
+                         : LaunchFill<Access, kWidth, kFillItems>(stream, args);
 }
 
 }  // namespace

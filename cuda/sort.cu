@@ -144,7 +144,9 @@ __global__ __launch_bounds__(kBlockThreads) void PassKernel(
   // Tiles are taken in order, so that those before this one are under way. No
   // kernel before this one has to do with its ticket.
   if (threadIdx.x == 0) shared.tile = atomicAdd(a.ticket, 1U);
-  WaitForPrevious();
+  // No LetNextBegin: the next pass's blocks would be set up where this one left
+  // room, and some multiprocessors would have more of them than others.
+  AwaitPrevious();
   if (*a.active == 0) return;
   const int d = static_cast<int>(threadIdx.x);
   const int warp = d / kWarp;
