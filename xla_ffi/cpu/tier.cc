@@ -125,7 +125,7 @@ bool FindMissingAndTouch(Parallel* parallel, const TableView& table,
     int64_t missed_here = 0;
     int64_t resident_here = 0;
     const auto ahead = [&](int32_t slot) __attribute__((always_inline)) {
-      if (slot >= 0) PrefetchWrite(&table.clock[slot]);
+      if (slot >= 0) PrefetchRead(&table.clock[slot]);
     };
     const auto emit = [&](const ProbeItem& item) {
       batch->slots[item.position] = item.slot;
