@@ -144,8 +144,8 @@ __global__ __launch_bounds__(kBlockThreads) void PassKernel(
   // Tiles are taken in order, so that those before this one are under way. No
   // kernel before this one has to do with its ticket.
   if (threadIdx.x == 0) shared.tile = atomicAdd(a.ticket, 1U);
-  // No LetNextBegin: the next pass's blocks would be set up where this one left
-  // room, and some multiprocessors would have more of them than others.
+  // No LetNextBegin: a pass takes longer where the next one's blocks are set up
+  // beside it (docs/cuda.md).
   AwaitPrevious();
   if (*a.active == 0) return;
   const int d = static_cast<int>(threadIdx.x);

@@ -124,6 +124,8 @@ bool FindMissingAndTouch(Parallel* parallel, const TableView& table,
     digest += ScanIds(ids, range);
     int64_t missed_here = 0;
     int64_t resident_here = 0;
+    // To read: of most positions it is set already, and threads that asked for
+    // the lines of hot rows to write would take them from each other.
     const auto ahead = [&](int32_t slot) __attribute__((always_inline)) {
       if (slot >= 0) PrefetchRead(&table.clock[slot]);
     };
