@@ -224,8 +224,8 @@ __device__ __forceinline__ void FillRow(const LookupArgs& a,
   }
 }
 
-// Ids that a thread of Fill looks after; one where the batch is small. Each lane
-// of a block's first warp reads what one block of Lookup has counted.
+// Ids that a thread of Fill looks after; one where the batch is small. Each
+// lane of a block's first warp reads what one block of Lookup has counted.
 constexpr int kFillItems = 8;
 static_assert(kFillItems * kBlockThreads <= kWarp * kLookupThreads,
               "a warp has a lane for each block of Lookup");
