@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include "core/bucket.h"
 #include "core/checksum.h"
@@ -15,8 +16,9 @@ namespace oneemb {
 // What can be told of the slots of some positions.
 struct SlotScan {
   uint32_t checksum = 0;
-  // The lowest and the highest slot, kSlotMissing and its like included.
-  int32_t lowest = kSlotMissing;
+  // The lowest and the highest slot, kSlotMissing and its like included. Those
+  // of no positions at all: below no slot, and above none.
+  int32_t lowest = std::numeric_limits<int32_t>::max();
   int32_t highest = kSlotMissing;
 
   void Add(const SlotScan& other) {
@@ -37,7 +39,7 @@ SlotScan ScanRun(const uint32_t* ONEEMB_RESTRICT words,
                  int64_t n) {
   // Plain locals: the compiler does not vectorise sums that live in a struct.
   uint32_t checksum = 0;
-  int32_t lowest = kSlotMissing;
+  int32_t lowest = SlotScan{}.lowest;
   int32_t highest = kSlotMissing;
   for (int64_t i = 0; i < n; ++i) {
     const uint32_t low = words[i * kWords];

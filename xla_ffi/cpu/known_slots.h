@@ -41,17 +41,21 @@ inline bool Knows(const KnownSlots& known, const IdsView& ids, Range range) {
   return std::equal(seen, seen + words, ids.words + begin);
 }
 
-// What Probe (cpu/probe.h) does, without a search.
+// What Probe (cpu/probe.h) does, without a search. By blocks: rows that are
+// asked for one by one between rows that are written wait for those.
 template <class Ahead, class Emit>
 void Follow(const KnownSlots& known, Range range, Ahead ahead, Emit emit) {
-  constexpr int64_t kDistance = 32;
+  constexpr int64_t kBlock = 16;
   IdCursor id(known.ids, range.begin);
-  for (int64_t i = range.begin - kDistance; i < range.end; ++i) {
-    const int64_t next = i + kDistance;
-    if (next < range.end) ahead(known.slots[next]);
-    if (i < range.begin) continue;
-    emit(ProbeItem{i, id.id(), id.table(), known.slots[i]});
-    id.Next();
+  int64_t asked = range.begin;
+  for (int64_t i = range.begin; i < range.end;) {
+    const int64_t until = std::min(i + 2 * kBlock, range.end);
+    for (; asked < until; ++asked) ahead(known.slots[asked]);
+    const int64_t end = std::min(i + kBlock, range.end);
+    for (; i < end; ++i) {
+      emit(ProbeItem{i, id.id(), id.table(), known.slots[i]});
+      id.Next();
+    }
   }
 }
 

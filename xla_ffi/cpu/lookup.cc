@@ -1,5 +1,6 @@
 #include "cpu/lookup.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <limits>
@@ -19,6 +20,13 @@ namespace {
 constexpr int64_t kGrain = 2048;
 // Outputs larger than this go past the caches.
 constexpr int64_t kStreamBytes = int64_t{16} << 20;
+// Rows of more bytes are not asked for while ids are searched for: buckets
+// would wait for them. Unless the output goes past the caches, which takes as
+// long as the search, beside it.
+constexpr int64_t kNarrowBytes = int64_t{2} * kCacheLine;
+// Ids that are searched for before their rows are copied: their slots stay in
+// the cache.
+constexpr int64_t kPiece = 1024;
 
 // What was not a hit.
 struct Others {
@@ -47,6 +55,9 @@ class RowWriter {
         row_(row) {}
 
   bool streams() const { return stream_; }
+  bool searches_first() const {
+    return !stream_ && dim_ * int64_t{sizeof(float)} > kNarrowBytes;
+  }
 
   // Asks for the row of a slot.
   [[gnu::always_inline]] void Prefetch(int32_t slot) const {
@@ -123,6 +134,16 @@ Counts CountsOf(const Others& others, Range range, uint32_t checksum) {
   return counts;
 }
 
+// Writes the slots of ids[range].
+void FindSlots(const TableView& table, const KeyRules& rules,
+               const IdsView& ids, Range range, int32_t* slots) {
+  const auto nothing = [](int32_t) {};
+  const auto emit = [slots](const ProbeItem& item) {
+    slots[item.position] = item.slot;
+  };
+  Probe(table.index, rules, ids, range, nothing, emit);
+}
+
 template <class Access>
 Counts LookupRange(const TableView& table, const TableRules& rules,
                    const IdsView& ids, const LookupOutput& out,
@@ -137,6 +158,13 @@ Counts LookupRange(const TableView& table, const TableRules& rules,
   };
   if (known != nullptr && Knows(*known, ids, range)) {
     Follow(*known, range, ahead, emit);
+  } else if (writer.searches_first()) {
+    const KnownSlots found{ids, out.slots, *table.layout_version};
+    for (int64_t i = range.begin; i < range.end; i += kPiece) {
+      const Range piece{i, std::min(i + kPiece, range.end)};
+      FindSlots(table, rules.keys, ids, piece, out.slots);
+      Follow(found, piece, ahead, emit);
+    }
   } else {
     Probe(table.index, rules.keys, ids, range, ahead, emit);
   }

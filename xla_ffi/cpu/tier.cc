@@ -1,44 +1,11 @@
 #include "cpu/tier.h"
 
 #include <algorithm>
-#include <atomic>
-#include <cstring>
 
 #include "core/counters.h"
-#include "cpu/checksum.h"
-#include "cpu/insert.h"
-#include "cpu/memory.h"
-#include "cpu/probe.h"
 
 namespace oneemb {
 namespace {
-
-constexpr int64_t kGrain = 2048;
-
-// The keys at the positions that are kSlotMissing, `most` of them, each once,
-// by an index that lives for this call.
-bool DistinctMissing(const KeyRules& rules, const IdsView& ids,
-                     const int32_t* slots, int64_t most,
-                     std::vector<Key>* missing) {
-  missing->clear();
-  if (most == 0) return true;
-  const int64_t num_buckets = NumBuckets(most);
-  const int64_t bytes = num_buckets * int64_t{sizeof(Bucket)};
-  const Scratch buckets(bytes);
-  if (!buckets.ok()) return false;
-  std::memset(buckets.As<void>(), 0, static_cast<size_t>(bytes));
-  missing->reserve(static_cast<size_t>(most));
-  InsertCursor cursor{{buckets.As<Bucket>(), num_buckets}, most, 0, 0};
-  IdCursor id(ids, 0);
-  for (int64_t i = 0; i < ids.size; ++i, id.Next()) {
-    if (slots[i] != kSlotMissing) continue;
-    const Key key = rules.MakeKey(id.id(), id.table());
-    const int64_t before = cursor.num_rows;
-    FindOrInsert(&cursor, key, HashKey(key));
-    if (cursor.num_rows > before) missing->push_back(key);
-  }
-  return true;
-}
 
 // A slot that may be evicted.
 struct Candidate {
@@ -105,60 +72,6 @@ std::vector<Candidate> FindVictims(const TableView& table, uint32_t now,
 }
 
 }  // namespace
-
-bool FindMissingAndTouch(Parallel* parallel, const TableView& table,
-                         const KeyRules& rules, const IdsView& ids,
-                         uint32_t now, std::vector<Key>* missing,
-                         TierBatch* batch) {
-  std::atomic<int64_t> resident{0};
-  std::atomic<int64_t> missed{0};
-  std::atomic<uint32_t> digest{0};
-  const int64_t tasks = NumTasks(*parallel, ids.size, kGrain);
-  parallel->Run(tasks, [&](int64_t task) {
-    const Range range = TaskRange(ids.size, task, tasks);
-    const int64_t first = range.begin * ids.words_per_id;
-    if (batch->words != nullptr) {
-      std::copy_n(ids.words + first, range.end * ids.words_per_id - first,
-                  batch->words + first);
-    }
-    digest += ScanIds(ids, range);
-    int64_t missed_here = 0;
-    int64_t resident_here = 0;
-    // To read: of most positions it is set already, and threads that asked for
-    // the lines of hot rows to write would take them from each other.
-    const auto ahead = [&](int32_t slot) __attribute__((always_inline)) {
-      if (slot >= 0) PrefetchRead(&table.clock[slot]);
-    };
-    const auto emit = [&](const ProbeItem& item) {
-      batch->slots[item.position] = item.slot;
-      missed_here += item.slot == kSlotMissing ? 1 : 0;
-      if (item.slot < 0) return;
-      // Several positions, on several threads, may have one slot: the thread
-      // that sees the old clock counts it.
-      uint32_t* const clock = &table.clock[item.slot];
-      if (!IsBefore(__atomic_load_n(clock, __ATOMIC_RELAXED), now)) return;
-      const bool first_here =
-          __atomic_exchange_n(clock, now, __ATOMIC_RELAXED) != now;
-      resident_here += first_here ? 1 : 0;
-    };
-    Probe(table.index, rules, ids, range, ahead, emit);
-    resident += resident_here;
-    missed += missed_here;
-  });
-  batch->resident = resident;
-  batch->digest = digest;
-  return DistinctMissing(rules, ids, batch->slots, missed, missing);
-}
-
-void FindAdmitted(const IndexView& index, const KeyRules& rules,
-                  const IdsView& ids, int32_t* slots) {
-  IdCursor id(ids, 0);
-  for (int64_t i = 0; i < ids.size; ++i, id.Next()) {
-    if (slots[i] != kSlotMissing) continue;
-    const Key key = rules.MakeKey(id.id(), id.table());
-    slots[i] = FindSlot(index, key, HashKey(key));
-  }
-}
 
 std::vector<int32_t> ChooseVictims(const TableView& table, uint32_t now,
                                    int64_t count, Victims which) {

@@ -212,13 +212,16 @@ void AddLookupCounts(const UpdateArgs& args, uint64_t* counters) {
   }
 }
 
-// Searches the index again where the lookups' slots may not be trusted.
-void FindSlots(Parallel* parallel, const TableView& table,
+// Searches the index again where the lookups' slots may not be trusted. Whether
+// it did.
+bool FindSlots(Parallel* parallel, const TableView& table,
                const TableRules& rules, const FlatBatch& batch,
                const SlotReport& report, int64_t rows, int32_t* slots) {
-  if (!batch.SawLayout(*table.layout_version) || !report.Within(rows)) {
-    batch.ProbeSlots(parallel, table.index, rules.keys, slots);
+  if (batch.SawLayout(*table.layout_version) && report.Within(rows)) {
+    return false;
   }
+  batch.ProbeSlots(parallel, table.index, rules.keys, slots);
+  return true;
 }
 
 // Finds the slot of every position, inserting what is missing. `slots` are what
@@ -228,7 +231,9 @@ void PlaceRows(Parallel* parallel, const TableView& table,
                const SlotReport& report, int32_t* slots) {
   uint64_t* const counters = table.counters;
   const int64_t rows = static_cast<int64_t>(counters[kRows]);
-  FindSlots(parallel, table, rules, batch, report, rows, slots);
+  const bool searched =
+      FindSlots(parallel, table, rules, batch, report, rows, slots);
+  if (!searched && report.lowest >= 0) return;  // nothing is missing
   InsertCursor cursor{table.index, table.capacity, rows, *table.layout_version};
   const int64_t refused = InsertMissing(batch, rules.keys, &cursor, slots);
   counters[kInserts] += static_cast<uint64_t>(cursor.num_rows - rows);
@@ -247,9 +252,9 @@ bool PlaceStaged(Parallel* parallel, const TableView& table,
   const auto missing = [&] {
     return std::count(slots, slots + batch.size(), kSlotMissing);
   };
-  int64_t unstaged = missing();
-  if (unstaged == 0) {
-    FindSlots(parallel, table, rules, batch, report, used, slots);
+  int64_t unstaged = report.lowest < 0 ? missing() : 0;
+  if (unstaged == 0 &&
+      FindSlots(parallel, table, rules, batch, report, used, slots)) {
     unstaged = missing();
   }
   table.counters[kUnstaged] += static_cast<uint64_t>(unstaged);
