@@ -75,7 +75,7 @@ void CheckBatch(Parallel* parallel, const Tier& tier,
   CHECK(FindMissingAndTouch(parallel, view, {1, false, false, 0}, batch.View(),
                             now, &missing, &found));
   CHECK(words == batch.words);
-  CHECK_EQ(found.resident, touched);
+  CHECK_EQ(found.touched, touched);
   CHECK_EQ(found.digest, ScanIds(batch.View(), {0, batch.size()}));
   for (size_t i = 0; i < ids.size(); ++i) {
     CHECK_EQ(slots[i],
@@ -95,12 +95,51 @@ TEST(EveryRowIsTouchedOnceUnlessItsClockIsLater) {
   for (const int64_t threads : {1, 2, 8}) {
     TestParallel parallel(threads);
     const Tier tier;
-    for (const size_t count : {0, 1, 100, 468, 469, 5000, 40000}) {
+    for (const size_t count : {0, 1, 100, 300, 5000, 40000}) {
       for (uint32_t step = 0; step < 8; step += 3) {
         CheckBatch(&parallel, tier, DrawIds(count, &random),
                    Tier::kBegin + step);
       }
     }
+  }
+}
+
+TEST(AnEmptyTierHasNothingToTouch) {
+  TestParallel parallel(8);
+  TestTable table(1, 64, OptimizerKind::kSgd);
+  const Batch batch(std::vector<uint64_t>(20000, 5));
+  std::vector<int32_t> slots(20000);
+  std::vector<Key> missing;
+  TierBatch found{nullptr, slots.data(), -1, 0};
+  CHECK(FindMissingAndTouch(&parallel, table.View(), {1, false, false, 0},
+                            batch.View(), 1, &missing, &found));
+  CHECK_EQ(found.touched, 0);
+  CHECK_EQ(missing.size(), 1U);
+  CHECK(slots == std::vector<int32_t>(20000, kSlotMissing));
+  CHECK(table.clock() == std::vector<uint32_t>(64));
+}
+
+TEST(PositionsThatAreNoKeysAreNeitherMissingNorTouched) {
+  TestParallel parallel(2);
+  const Tier tier;
+  const KeyRules rules{1, false, true, 0};
+  for (const int64_t size : {3, 30000}) {  // few and many for the slots
+    std::vector<uint64_t> ids;
+    for (int64_t i = 0; i < size; ++i) ids.push_back(i % 3 == 0 ? 0 : 1);
+    const Batch batch(ids, {0, 0, 1});  // padding, a key, a bad table
+    std::vector<int32_t> slots(ids.size());
+    std::vector<Key> missing;
+    TierBatch found{nullptr, slots.data(), -1, 0};
+    CHECK(FindMissingAndTouch(&parallel, tier.view(), rules, batch.View(),
+                              100 + static_cast<uint32_t>(size), &missing,
+                              &found));
+    CHECK_EQ(found.touched, 1);
+    CHECK(missing.empty());
+    CHECK_EQ(slots[0], kSlotPadding);
+    CHECK_EQ(slots[1], 1);
+    CHECK_EQ(slots[2], kSlotBadTable);
+    CHECK_EQ(tier.view().clock[0], Tier::kBegin);
+    CHECK_EQ(tier.view().clock[1], 100 + static_cast<uint32_t>(size));
   }
 }
 

@@ -25,18 +25,22 @@ std::vector<Bucket> FilledIndex(int64_t num_buckets, int64_t num_keys,
   return buckets;
 }
 
-std::vector<int32_t> ProbeAll(const IndexView& index, const Batch& batch,
-                              int64_t* hints) {
-  const KeyRules rules{1, false, false, 0};
-  const IdsView ids = batch.View();
-  std::vector<int32_t> slots(static_cast<size_t>(batch.size()), kSlotUnknown);
-  int64_t next = 0;
+constexpr KeyRules kRules{1, false, false, 0};
+
+std::vector<int32_t> ProbeRange(const IndexView& index, const KeyRules& rules,
+                                const Batch& batch, Range range) {
+  std::vector<int32_t> slots;
+  std::vector<int32_t> hints;
   Probe(
-      index, rules, ids, {0, ids.size}, [hints](int32_t) { ++*hints; },
+      index, rules, batch.View(), range,
+      [&hints](int32_t slot) { hints.push_back(slot); },
       [&](const ProbeItem& item) {
-        CHECK_EQ(item.position, next++);
-        slots[static_cast<size_t>(item.position)] = item.slot;
+        CHECK_EQ(item.position,
+                 range.begin + static_cast<int64_t>(slots.size()));
+        slots.push_back(item.slot);
       });
+  CHECK(hints == slots);
+  CHECK_EQ(slots.size(), range.end - range.begin);
   return slots;
 }
 
@@ -49,9 +53,8 @@ void CheckProbe(int64_t num_buckets, int64_t num_keys) {
   for (int i = 0; i < 100; ++i) ids.push_back(random());  // not there
   std::shuffle(ids.begin(), ids.end(), random);
   const Batch batch(ids);
-  int64_t hints = 0;
-  const std::vector<int32_t> slots = ProbeAll(index, batch, &hints);
-  CHECK_EQ(hints, batch.size());
+  const std::vector<int32_t> slots =
+      ProbeRange(index, kRules, batch, {0, batch.size()});
   int64_t found = 0;
   for (size_t i = 0; i < ids.size(); ++i) {
     const Key key{ids[i], 0};
@@ -68,6 +71,45 @@ TEST(KeysFarFromHomeAreFound) {
     for (const int64_t num_keys :
          {int64_t{0}, num_buckets * 16 / 5, num_buckets * 4}) {
       CheckProbe(num_buckets, num_keys);
+    }
+  }
+}
+
+// A key that found no room has gone past every bucket, so that no bucket says
+// that a search may end.
+TEST(SearchesEndThoughEveryBucketWasPassed) {
+  for (const int64_t num_buckets : {1, 2, 3, 4, 5, 7, 8, 9}) {
+    std::mt19937_64 random(static_cast<uint64_t>(num_buckets));
+    std::vector<uint64_t> ids;
+    std::vector<Bucket> buckets =
+        FilledIndex(num_buckets, 4 * num_buckets, &random, &ids);
+    const IndexView index{buckets.data(), num_buckets};
+    const Key refused{random(), 0};
+    CHECK(!InsertKey(index, refused, HashKey(refused), 0));
+    ids.push_back(refused.id);
+    const Batch batch(ids);
+    const std::vector<int32_t> slots =
+        ProbeRange(index, kRules, batch, {0, batch.size()});
+    for (size_t i = 0; i + 1 < ids.size(); ++i) CHECK_EQ(slots[i], i);
+    CHECK_EQ(slots.back(), kSlotMissing);
+  }
+}
+
+TEST(PartsOfABatchWithIdsThatAreNoKeys) {
+  std::mt19937_64 random(3);
+  std::vector<uint64_t> ids;
+  std::vector<Bucket> buckets = FilledIndex(50, 200, &random, &ids);
+  const IndexView index{buckets.data(), 50};
+  const KeyRules rules{2, true, true, ids[7]};  // two tables that share rows
+  const Batch batch(ids, {0, 1, 2, 1, -1});
+  for (const Range range : {Range{0, 0}, Range{3, 4}, Range{33, 97},
+                            Range{199, 200}, Range{0, 200}}) {
+    const std::vector<int32_t> slots = ProbeRange(index, rules, batch, range);
+    for (int64_t i = range.begin; i < range.end; ++i) {
+      const bool is_key = i % 5 != 2 && i % 5 != 4;
+      const int64_t expected =
+          i == 7 ? kSlotPadding : (is_key ? i : int64_t{kSlotBadTable});
+      CHECK_EQ(slots[static_cast<size_t>(i - range.begin)], expected);
     }
   }
 }

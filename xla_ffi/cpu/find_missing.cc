@@ -14,134 +14,139 @@ namespace oneemb {
 namespace {
 
 constexpr int64_t kGrain = 2048;
-// With up to this many slots for an id, sets of slots take less time than
-// clocks that several threads set.
-constexpr int64_t kSlotsPerId = 32;
 
-// Sets each clock when its row is found.
-class TouchEach {
+// A set of slots for each of some tasks. No two share a line of the cache.
+class SlotSets {
  public:
-  class Marker {
-   public:
-    Marker(uint32_t* clocks, uint32_t now) : clocks_(clocks), now_(now) {}
+  SlotSets(int64_t sets, int64_t slots)
+      : sets_(sets),
+        words_((slots / kLineBits + 1) * kLineWords),
+        memory_(sets * words_ * int64_t{sizeof(uint64_t)}) {}
 
-    // To read: of most positions the clock is set already, and threads that
-    // asked for the lines of hot rows to write would take them from each other.
-    [[gnu::always_inline]] void Prefetch(int32_t slot) const {
-      if (slot >= 0) PrefetchRead(&clocks_[slot]);
-    }
+  bool ok() const { return memory_.ok(); }
+  int64_t words() const { return words_; }
 
-    // Whether the row is the first of its kind. Several positions, on several
-    // threads, may have one slot: the thread that sees the old clock says so.
-    bool Mark(int32_t slot) const {
-      if (slot < 0) return false;
-      uint32_t* const clock = &clocks_[slot];
-      return IsBefore(__atomic_load_n(clock, __ATOMIC_RELAXED), now_) &&
-             __atomic_exchange_n(clock, now_, __ATOMIC_RELAXED) != now_;
-    }
+  // The words of a set that is empty from now on.
+  uint64_t* Clear(int64_t set) const {
+    uint64_t* const words = Words(set);
+    std::fill_n(words, words_, 0);
+    return words;
+  }
 
-   private:
-    uint32_t* clocks_;
-    uint32_t now_;
-  };
+  // A word of the union of all sets.
+  uint64_t Union(int64_t word) const {
+    uint64_t all = 0;
+    for (int64_t set = 0; set < sets_; ++set) all |= Words(set)[word];
+    return all;
+  }
 
-  TouchEach(const TableView& table, uint32_t now) : marker_(table.clock, now) {}
-
-  Marker ForTask(int64_t /*task*/) const { return marker_; }
+  static constexpr int64_t kWordBits = 64;
 
  private:
-  const Marker marker_;
-};
+  static constexpr int64_t kLineWords = kCacheLine / int64_t{sizeof(uint64_t)};
+  static constexpr int64_t kLineBits = kLineWords * kWordBits;
 
-// Notes the rows in sets of slots, one for each task, and sets the clocks
-// afterwards: no thread waits for another's lines.
-class TouchAfter {
- public:
-  class Marker {
-   public:
-    explicit Marker(uint64_t* set) : set_(set) {}
-
-    void Prefetch(int32_t /*slot*/) const {}
-
-    // Without a branch: which positions have a row may be as good as random.
-    bool Mark(int32_t slot) const {
-      const uint32_t there = slot >= 0 ? 1 : 0;
-      const uint32_t bit = there != 0 ? static_cast<uint32_t>(slot) : 0;
-      set_[bit / kBits] |= uint64_t{there} << (bit % kBits);
-      return false;  // they are counted later
-    }
-
-   private:
-    uint64_t* set_;
-  };
-
-  TouchAfter(int64_t tasks, int64_t slots)
-      : tasks_(tasks),
-        words_((slots + kBits - 1) / kBits + 1),
-        sets_(tasks * words_ * int64_t{sizeof(uint64_t)}) {}
-
-  bool ok() const { return sets_.ok(); }
-
-  Marker ForTask(int64_t task) const {
-    uint64_t* const set = SetOf(task);
-    std::fill_n(set, words_, 0);
-    return Marker(set);
+  uint64_t* Words(int64_t set) const {
+    return memory_.As<uint64_t>() + set * words_;
   }
 
-  // Returns how many clocks it set.
-  int64_t Touch(Parallel* parallel, uint32_t* clocks, uint32_t now) const {
-    std::atomic<int64_t> touched{0};
-    const int64_t parts = NumTasks(*parallel, words_, kGrain);
-    parallel->Run(parts, [&](int64_t part) {
-      const Range range = TaskRange(words_, part, parts);
-      int64_t touched_here = 0;
-      for (int64_t w = range.begin; w < range.end; ++w) {
-        uint64_t found = 0;
-        for (int64_t task = 0; task < tasks_; ++task) found |= SetOf(task)[w];
-        for (; found != 0; found &= found - 1) {
-          uint32_t* const clock = clocks + w * kBits + __builtin_ctzll(found);
-          const bool before = IsBefore(*clock, now);
-          *clock = before ? now : *clock;
-          touched_here += before ? 1 : 0;
-        }
-      }
-      touched += touched_here;
-    });
-    return touched;
-  }
-
- private:
-  static constexpr int64_t kBits = 64;
-
-  uint64_t* SetOf(int64_t task) const {
-    return sets_.As<uint64_t>() + task * words_;
-  }
-
-  const int64_t tasks_;
+  const int64_t sets_;
   const int64_t words_;
-  const Scratch sets_;
+  const Scratch memory_;
 };
 
-// What is searched for, and where.
-struct Search {
-  Parallel* parallel;
-  const TableView& table;
-  const KeyRules& rules;
-  const IdsView& ids;
+// Sets the clocks of slots[0 .. size) which are before `now`, those that are no
+// slots apart. Returns how many it set.
+int64_t TouchEach(Parallel* parallel, uint32_t* clocks, uint32_t now,
+                  const int32_t* slots, int64_t size) {
+  constexpr int64_t kAhead = 32;
+  std::atomic<int64_t> touched{0};
+  const int64_t tasks = NumTasks(*parallel, size, kGrain);
+  parallel->Run(tasks, [&](int64_t task) {
+    const Range range = TaskRange(size, task, tasks);
+    int64_t touched_here = 0;
+    for (int64_t i = range.begin; i < range.end; ++i) {
+      // To read: most are set already, and threads that asked for the lines of
+      // hot rows to write would take them from each other.
+      const int32_t next = slots[std::min(i + kAhead, range.end - 1)];
+      if (next >= 0) PrefetchRead(&clocks[next]);
+      if (slots[i] < 0) continue;
+      // Several positions, on several threads, may have one slot: the thread
+      // that sees the old clock counts it.
+      uint32_t* const clock = &clocks[slots[i]];
+      if (!IsBefore(__atomic_load_n(clock, __ATOMIC_RELAXED), now)) continue;
+      touched_here +=
+          __atomic_exchange_n(clock, now, __ATOMIC_RELAXED) != now ? 1 : 0;
+    }
+    touched += touched_here;
+  });
+  return touched;
+}
 
-  int64_t num_tasks() const { return NumTasks(*parallel, ids.size, kGrain); }
-};
+// Puts the slots into a set of each task.
+void Collect(Parallel* parallel, const int32_t* slots, int64_t size,
+             int64_t tasks, const SlotSets& sets) {
+  parallel->Run(tasks, [&](int64_t task) {
+    const Range range = TaskRange(size, task, tasks);
+    uint64_t* const words = sets.Clear(task);
+    // Without a branch: which positions have a row may be as good as random.
+    for (int64_t i = range.begin; i < range.end; ++i) {
+      const uint32_t there = slots[i] >= 0 ? 1 : 0;
+      const uint32_t slot = there != 0 ? static_cast<uint32_t>(slots[i]) : 0;
+      words[slot / SlotSets::kWordBits] |= uint64_t{there}
+                                           << (slot % SlotSets::kWordBits);
+    }
+  });
+}
 
-// Writes what `batch` has, and hands each row to a marker of `touch`. Returns
-// the number of positions whose keys are missing.
-template <class Touch>
-int64_t FindAll(const Search& search, const Touch& touch, TierBatch* batch) {
-  const IdsView& ids = search.ids;
-  std::atomic<int64_t> resident{0};
+// Sets the clocks of a set. Returns how many it set.
+int64_t TouchSet(Parallel* parallel, uint32_t* clocks, uint32_t now,
+                 const SlotSets& sets) {
+  constexpr int64_t kWords = 128;
+  std::atomic<int64_t> touched{0};
+  const int64_t tasks = NumTasks(*parallel, sets.words(), kWords);
+  parallel->Run(tasks, [&](int64_t task) {
+    const Range range = TaskRange(sets.words(), task, tasks);
+    int64_t touched_here = 0;
+    for (int64_t word = range.begin; word < range.end; ++word) {
+      uint32_t* const first = clocks + word * SlotSets::kWordBits;
+      for (uint64_t set = sets.Union(word); set != 0; set &= set - 1) {
+        uint32_t* const clock = first + __builtin_ctzll(set);
+        const bool before = IsBefore(*clock, now);
+        *clock = before ? now : *clock;
+        touched_here += before ? 1 : 0;
+      }
+    }
+    touched += touched_here;
+  });
+  return touched;
+}
+
+// The same as TouchEach. Where sets are not much larger than the batch they
+// take less time: no thread waits for a clock that another one has.
+int64_t TouchClocks(Parallel* parallel, const TableView& table, uint32_t now,
+                    const int32_t* slots, int64_t size) {
+  constexpr int64_t kBitsPerId = 64;
+  const auto used = static_cast<int64_t>(table.counters[kSlotsUsed]);
+  const int64_t tasks = NumTasks(*parallel, size, kGrain);
+  if (used <= kBitsPerId * size / tasks) {
+    const SlotSets sets(tasks, used);
+    if (sets.ok()) {
+      Collect(parallel, slots, size, tasks, sets);
+      return TouchSet(parallel, table.clock, now, sets);
+    }
+  }
+  return TouchEach(parallel, table.clock, now, slots, size);
+}
+
+// Writes what `batch` has but the number of rows touched. Returns the number of
+// positions whose keys are missing.
+int64_t FindAll(Parallel* parallel, const IndexView& index,
+                const KeyRules& rules, const IdsView& ids, TierBatch* batch) {
   std::atomic<int64_t> missing{0};
   std::atomic<uint32_t> digest{0};
-  const int64_t tasks = search.num_tasks();
-  search.parallel->Run(tasks, [&](int64_t task) {
+  const int64_t tasks = NumTasks(*parallel, ids.size, kGrain);
+  parallel->Run(tasks, [&](int64_t task) {
     const Range range = TaskRange(ids.size, task, tasks);
     const int64_t first = range.begin * ids.words_per_id;
     if (batch->words != nullptr) {
@@ -149,22 +154,16 @@ int64_t FindAll(const Search& search, const Touch& touch, TierBatch* batch) {
                   batch->words + first);
     }
     digest += ScanIds(ids, range);
-    int64_t resident_here = 0;
     int64_t missing_here = 0;
-    const auto marker = touch.ForTask(task);
-    const auto ahead = [marker](int32_t slot) __attribute__((always_inline)) {
-      marker.Prefetch(slot);
-    };
-    const auto emit = [&, marker, slots = batch->slots](const ProbeItem& item) {
+    const auto nothing = [](int32_t) {};
+    const auto emit = [slots = batch->slots,
+                       to = &missing_here](const ProbeItem& item) {
       slots[item.position] = item.slot;
-      missing_here += item.slot == kSlotMissing ? 1 : 0;
-      resident_here += marker.Mark(item.slot) ? 1 : 0;
+      *to += item.slot == kSlotMissing ? 1 : 0;
     };
-    Probe(search.table.index, search.rules, ids, range, ahead, emit);
-    resident += resident_here;
+    Probe(index, rules, ids, range, nothing, emit);
     missing += missing_here;
   });
-  batch->resident = resident;
   batch->digest = digest;
   return missing;
 }
@@ -200,17 +199,8 @@ bool FindMissingAndTouch(Parallel* parallel, const TableView& table,
                          const KeyRules& rules, const IdsView& ids,
                          uint32_t now, std::vector<Key>* missing,
                          TierBatch* batch) {
-  const Search search{parallel, table, rules, ids};
-  const auto used = static_cast<int64_t>(table.counters[kSlotsUsed]);
-  int64_t most = 0;
-  if (used > kSlotsPerId * ids.size) {
-    most = FindAll(search, TouchEach(table, now), batch);
-  } else {
-    const TouchAfter touch(search.num_tasks(), used);
-    if (!touch.ok()) return false;
-    most = FindAll(search, touch, batch);
-    batch->resident = touch.Touch(parallel, table.clock, now);
-  }
+  const int64_t most = FindAll(parallel, table.index, rules, ids, batch);
+  batch->touched = TouchClocks(parallel, table, now, batch->slots, ids.size);
   return DistinctMissing(rules, ids, batch->slots, most, missing);
 }
 

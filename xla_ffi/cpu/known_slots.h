@@ -41,19 +41,21 @@ inline bool Knows(const KnownSlots& known, const IdsView& ids, Range range) {
   return std::equal(seen, seen + words, ids.words + begin);
 }
 
-// What Probe (cpu/probe.h) does, without a search. By blocks: rows that are
-// asked for one by one between rows that are written wait for those.
+// What Probe (cpu/probe.h) does, without a search: `slots` has the slots of all
+// ids. By blocks: rows that are asked for one by one between rows that are
+// written wait for those.
 template <class Ahead, class Emit>
-void Follow(const KnownSlots& known, Range range, Ahead ahead, Emit emit) {
+void Follow(const IdsView& ids, const int32_t* slots, Range range, Ahead ahead,
+            Emit emit) {
   constexpr int64_t kBlock = 16;
-  IdCursor id(known.ids, range.begin);
+  IdCursor id(ids, range.begin);
   int64_t asked = range.begin;
   for (int64_t i = range.begin; i < range.end;) {
     const int64_t until = std::min(i + 2 * kBlock, range.end);
-    for (; asked < until; ++asked) ahead(known.slots[asked]);
+    for (; asked < until; ++asked) ahead(slots[asked]);
     const int64_t end = std::min(i + kBlock, range.end);
     for (; i < end; ++i) {
-      emit(ProbeItem{i, id.id(), id.table(), known.slots[i]});
+      emit(ProbeItem{i, id.id(), id.table(), slots[i]});
       id.Next();
     }
   }

@@ -48,7 +48,8 @@ class RowWriter {
       : table_(table),
         dim_(rules.embedding_dim),
         out_(static_cast<Storage*>(out.activations)),
-        stream_(num_ids * dim_ * FloatBytes(out.type) > kStreamBytes &&
+        stream_(std::is_same_v<Storage, float> &&
+                num_ids * dim_ * FloatBytes(out.type) > kStreamBytes &&
                 CanStream(out_, dim_)),
         slots_(out.slots),
         rules_(&rules),
@@ -134,9 +135,9 @@ Counts CountsOf(const Others& others, Range range, uint32_t checksum) {
   return counts;
 }
 
-// Writes the slots of ids[range].
-void FindSlots(const TableView& table, const KeyRules& rules,
-               const IdsView& ids, Range range, int32_t* slots) {
+// Searches for ids[range].
+void WriteSlots(const TableView& table, const KeyRules& rules,
+                const IdsView& ids, Range range, int32_t* slots) {
   const auto nothing = [](int32_t) {};
   const auto emit = [slots](const ProbeItem& item) {
     slots[item.position] = item.slot;
@@ -157,13 +158,12 @@ Counts LookupRange(const TableView& table, const TableRules& rules,
     writer.Write(item, to);
   };
   if (known != nullptr && Knows(*known, ids, range)) {
-    Follow(*known, range, ahead, emit);
+    Follow(ids, known->slots, range, ahead, emit);
   } else if (writer.searches_first()) {
-    const KnownSlots found{ids, out.slots, *table.layout_version};
     for (int64_t i = range.begin; i < range.end; i += kPiece) {
       const Range piece{i, std::min(i + kPiece, range.end)};
-      FindSlots(table, rules.keys, ids, piece, out.slots);
-      Follow(found, piece, ahead, emit);
+      WriteSlots(table, rules.keys, ids, piece, out.slots);
+      Follow(ids, out.slots, piece, ahead, emit);
     }
   } else {
     Probe(table.index, rules.keys, ids, range, ahead, emit);

@@ -82,20 +82,20 @@ struct ProbeItem {
 
 // Ids that go through the pipeline together: few enough for the processor's
 // miss buffers, many enough for a trip to memory while one block goes a step.
-// Aligned, as it lies on the stack: where a vector is stored across two lines,
-// a search takes up to a fifth longer.
+// Arrays begin with a line: vectors that are stored across two take a search up
+// to a fifth longer, by where on the stack a block happens to lie.
 struct alignas(kCacheLine) ProbeBlock {
   static constexpr int64_t kSize = 32;
 
-  int64_t begin;  // position of the first
-  int64_t size;
-  int64_t num_unknown;
   uint64_t ids[kSize];
   const Bucket* buckets[kSize];  // where the search begins, or goes on
   int32_t tables[kSize];
   int32_t slots[kSize];
   uint8_t tags[kSize];
   uint8_t unknown[kSize];  // which of them are not in their home buckets
+  int64_t begin;           // position of the first
+  int64_t size;
+  int64_t num_unknown;
 };
 
 // The stages of the pipeline. Each waits for one cache miss of the one before.
@@ -144,8 +144,7 @@ class ProbeStages {
     }
   }
 
-  // Ends the searches that went on: nearly all of them with the next few
-  // buckets.
+  // Ends the searches that went on, most of them with the next few buckets.
   void LookOn(ProbeBlock* block) const {
     int64_t num_unknown = 0;
     for (int64_t u = 0; u < block->num_unknown; ++u) {
@@ -161,8 +160,9 @@ class ProbeStages {
   }
 
  private:
-  // Buckets that are looked into together. In a full index a sixth of the keys
-  // are not at home, and all but a sixth of those are in the next three.
+  // Buckets that are looked into together. In an index as full as a table makes
+  // it, 80 %, a sixth of the keys are not at home, and all but a sixth of those
+  // are in the next three.
   static constexpr int kStride = 3;
 
   int32_t Look(const ProbeBlock& block, int64_t k) const {

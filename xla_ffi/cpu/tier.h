@@ -17,10 +17,10 @@ namespace oneemb {
 
 // What a batch found in the device tier.
 struct TierBatch {
-  uint32_t* words;   // a copy of ids.words, unless null
-  int32_t* slots;    // [ids.size]
-  int64_t resident;  // keys that are there, each counted once
-  uint32_t digest;   // of the ids (ScanIds, cpu/checksum.h)
+  uint32_t* words;  // a copy of ids.words, unless null
+  int32_t* slots;   // [ids.size]
+  int64_t touched;  // keys that are there and had an older clock
+  uint32_t digest;  // of the ids (ScanIds, cpu/checksum.h)
 };
 
 // The keys of a batch that the device tier lacks, each once, in order of first

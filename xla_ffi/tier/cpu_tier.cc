@@ -48,7 +48,7 @@ bool CpuTier::FindMissingAndTouch(uint32_t now, MissingKeys* missing,
     return false;
   }
   missing->UseMemory();
-  touched_ = batch.resident;
+  touched_ = batch.touched;
   *digest = DigestOf(ids_, batch.digest);
   return true;
 }
