@@ -55,53 +55,41 @@ class SlotSets {
   const Scratch memory_;
 };
 
-// Sets the clocks of slots[0 .. size) which are before `now`, those that are no
-// slots apart. Returns how many it set.
-int64_t TouchEach(Parallel* parallel, uint32_t* clocks, uint32_t now,
-                  const int32_t* slots, int64_t size) {
+// Sets the clocks of slots[range] which are before `now`; what is below 0 is no
+// slot. Returns how many it set.
+int64_t TouchEach(uint32_t* clocks, uint32_t now, const int32_t* slots,
+                  Range range) {
   constexpr int64_t kAhead = 32;
-  std::atomic<int64_t> touched{0};
-  const int64_t tasks = NumTasks(*parallel, size, kGrain);
-  parallel->Run(tasks, [&](int64_t task) {
-    const Range range = TaskRange(size, task, tasks);
-    int64_t touched_here = 0;
-    for (int64_t i = range.begin; i < range.end; ++i) {
-      // To read: most are set already, and threads that asked for the lines of
-      // hot rows to write would take them from each other.
-      const int32_t next = slots[std::min(i + kAhead, range.end - 1)];
-      if (next >= 0) PrefetchRead(&clocks[next]);
-      if (slots[i] < 0) continue;
-      // Several positions, on several threads, may have one slot: the thread
-      // that sees the old clock counts it.
-      uint32_t* const clock = &clocks[slots[i]];
-      if (!IsBefore(__atomic_load_n(clock, __ATOMIC_RELAXED), now)) continue;
-      touched_here +=
-          __atomic_exchange_n(clock, now, __ATOMIC_RELAXED) != now ? 1 : 0;
-    }
-    touched += touched_here;
-  });
+  int64_t touched = 0;
+  for (int64_t i = range.begin; i < range.end; ++i) {
+    // To read: most are set already, and threads that asked for the lines of
+    // hot rows to write would take them from each other.
+    const int32_t next = slots[std::min(i + kAhead, range.end - 1)];
+    if (next >= 0) PrefetchRead(&clocks[next]);
+    if (slots[i] < 0) continue;
+    // Several positions, on several threads, may have one slot: the thread that
+    // sees the old clock counts it.
+    uint32_t* const clock = &clocks[slots[i]];
+    if (!IsBefore(__atomic_load_n(clock, __ATOMIC_RELAXED), now)) continue;
+    touched += __atomic_exchange_n(clock, now, __ATOMIC_RELAXED) != now ? 1 : 0;
+  }
   return touched;
 }
 
-// Puts the slots into a set of each task.
-void Collect(Parallel* parallel, const int32_t* slots, int64_t size,
-             int64_t tasks, const SlotSets& sets) {
-  parallel->Run(tasks, [&](int64_t task) {
-    const Range range = TaskRange(size, task, tasks);
-    uint64_t* const words = sets.Clear(task);
-    // Without a branch: which positions have a row may be as good as random.
-    for (int64_t i = range.begin; i < range.end; ++i) {
-      const uint32_t there = slots[i] >= 0 ? 1 : 0;
-      const uint32_t slot = there != 0 ? static_cast<uint32_t>(slots[i]) : 0;
-      words[slot / SlotSets::kWordBits] |= uint64_t{there}
-                                           << (slot % SlotSets::kWordBits);
-    }
-  });
+// Adds slots[range] to a set. Without a branch: which positions have a row may
+// be as good as random.
+void AddToSet(const int32_t* slots, Range range, uint64_t* words) {
+  for (int64_t i = range.begin; i < range.end; ++i) {
+    const uint32_t there = slots[i] >= 0 ? 1 : 0;
+    const uint32_t slot = there != 0 ? static_cast<uint32_t>(slots[i]) : 0;
+    words[slot / SlotSets::kWordBits] |= uint64_t{there}
+                                         << (slot % SlotSets::kWordBits);
+  }
 }
 
-// Sets the clocks of a set. Returns how many it set.
-int64_t TouchSet(Parallel* parallel, uint32_t* clocks, uint32_t now,
-                 const SlotSets& sets) {
+// The same for all slots of some sets.
+int64_t TouchSets(Parallel* parallel, uint32_t* clocks, uint32_t now,
+                  const SlotSets& sets) {
   constexpr int64_t kWords = 128;
   std::atomic<int64_t> touched{0};
   const int64_t tasks = NumTasks(*parallel, sets.words(), kWords);
@@ -122,31 +110,26 @@ int64_t TouchSet(Parallel* parallel, uint32_t* clocks, uint32_t now,
   return touched;
 }
 
-// The same as TouchEach. Where sets are not much larger than the batch they
-// take less time: no thread waits for a clock that another one has.
-int64_t TouchClocks(Parallel* parallel, const TableView& table, uint32_t now,
-                    const int32_t* slots, int64_t size) {
-  constexpr int64_t kBitsPerId = 64;
-  const auto used = static_cast<int64_t>(table.counters[kSlotsUsed]);
-  const int64_t tasks = NumTasks(*parallel, size, kGrain);
-  if (used <= kBitsPerId * size / tasks) {
-    const SlotSets sets(tasks, used);
-    if (sets.ok()) {
-      Collect(parallel, slots, size, tasks, sets);
-      return TouchSet(parallel, table.clock, now, sets);
-    }
-  }
-  return TouchEach(parallel, table.clock, now, slots, size);
-}
+// What is searched for, and where.
+struct Search {
+  Parallel* parallel;
+  const TableView& table;
+  const KeyRules& rules;
+  const IdsView& ids;
 
-// Writes what `batch` has but the number of rows touched. Returns the number of
-// positions whose keys are missing.
-int64_t FindAll(Parallel* parallel, const IndexView& index,
-                const KeyRules& rules, const IdsView& ids, TierBatch* batch) {
+  int64_t num_tasks() const { return NumTasks(*parallel, ids.size, kGrain); }
+};
+
+// Writes what `batch` has but the number of rows touched; calls touch(task,
+// range) for each range whose slots are known. Returns the number of positions
+// whose keys are missing.
+template <class Touch>
+int64_t FindAll(const Search& search, TierBatch* batch, const Touch& touch) {
+  const IdsView& ids = search.ids;
   std::atomic<int64_t> missing{0};
   std::atomic<uint32_t> digest{0};
-  const int64_t tasks = NumTasks(*parallel, ids.size, kGrain);
-  parallel->Run(tasks, [&](int64_t task) {
+  const int64_t tasks = search.num_tasks();
+  search.parallel->Run(tasks, [&](int64_t task) {
     const Range range = TaskRange(ids.size, task, tasks);
     const int64_t first = range.begin * ids.words_per_id;
     if (batch->words != nullptr) {
@@ -161,10 +144,38 @@ int64_t FindAll(Parallel* parallel, const IndexView& index,
       slots[item.position] = item.slot;
       *to += item.slot == kSlotMissing ? 1 : 0;
     };
-    Probe(index, rules, ids, range, nothing, emit);
+    Probe(search.table.index, search.rules, ids, range, nothing, emit);
     missing += missing_here;
+    touch(task, range);
   });
   batch->digest = digest;
+  return missing;
+}
+
+// Sets the clocks of what it finds, too, in one of two ways. Where sets of
+// slots are not much larger than the batch they take less time: no thread waits
+// for a clock that another one has.
+int64_t FindAndTouch(const Search& search, uint32_t now, TierBatch* batch) {
+  constexpr int64_t kBitsPerId = 64;
+  uint32_t* const clocks = search.table.clock;
+  const auto used = static_cast<int64_t>(search.table.counters[kSlotsUsed]);
+  const int64_t tasks = search.num_tasks();
+  const bool small = used <= kBitsPerId * search.ids.size / tasks;
+  const SlotSets sets(tasks, small ? used : 0);
+  if (small && sets.ok()) {
+    const int64_t missing =
+        FindAll(search, batch, [&](int64_t task, Range range) {
+          AddToSet(batch->slots, range, sets.Clear(task));
+        });
+    batch->touched = TouchSets(search.parallel, clocks, now, sets);
+    return missing;
+  }
+  std::atomic<int64_t> touched{0};
+  const int64_t missing =
+      FindAll(search, batch, [&](int64_t /*task*/, Range range) {
+        touched += TouchEach(clocks, now, batch->slots, range);
+      });
+  batch->touched = touched;
   return missing;
 }
 
@@ -199,8 +210,8 @@ bool FindMissingAndTouch(Parallel* parallel, const TableView& table,
                          const KeyRules& rules, const IdsView& ids,
                          uint32_t now, std::vector<Key>* missing,
                          TierBatch* batch) {
-  const int64_t most = FindAll(parallel, table.index, rules, ids, batch);
-  batch->touched = TouchClocks(parallel, table, now, batch->slots, ids.size);
+  const Search search{parallel, table, rules, ids};
+  const int64_t most = FindAndTouch(search, now, batch);
   return DistinctMissing(rules, ids, batch->slots, most, missing);
 }
 
