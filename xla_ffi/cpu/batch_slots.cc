@@ -148,16 +148,13 @@ SlotReport FlatBatch::CopySlots(Parallel* parallel, int32_t* slots) const {
 
 void FlatBatch::ProbeSlots(Parallel* parallel, const IndexView& index,
                            const KeyRules& rules, int32_t* slots) const {
-  const auto nothing = [](int32_t) {};
   for (size_t b = 0; b < batches_.size(); ++b) {
     const IdsView& ids = batches_[b].ids;
     int32_t* const out = slots + gradients_[b].begin;
-    const auto emit = [out](const ProbeItem& item) {
-      out[item.position] = item.slot;
-    };
     const int64_t tasks = NumTasks(*parallel, ids.size, kGrain);
     parallel->Run(tasks, [&](int64_t task) {
-      Probe(index, rules, ids, TaskRange(ids.size, task, tasks), nothing, emit);
+      oneemb::ProbeSlots(index, rules, ids, TaskRange(ids.size, task, tasks),
+                         out);
     });
   }
 }

@@ -87,7 +87,8 @@ void AddToSet(const int32_t* slots, Range range, uint64_t* words) {
   }
 }
 
-// The same for all slots of some sets.
+// Sets the clocks of all slots of some sets which are before `now`. Returns how
+// many it set.
 int64_t TouchSets(Parallel* parallel, uint32_t* clocks, uint32_t now,
                   const SlotSets& sets) {
   constexpr int64_t kWords = 128;
@@ -137,15 +138,9 @@ int64_t FindAll(const Search& search, TierBatch* batch, const Touch& touch) {
                   batch->words + first);
     }
     digest += ScanIds(ids, range);
-    int64_t missing_here = 0;
-    const auto nothing = [](int32_t) {};
-    const auto emit = [slots = batch->slots,
-                       to = &missing_here](const ProbeItem& item) {
-      slots[item.position] = item.slot;
-      *to += item.slot == kSlotMissing ? 1 : 0;
-    };
-    Probe(search.table.index, search.rules, ids, range, nothing, emit);
-    missing += missing_here;
+    ProbeSlots(search.table.index, search.rules, ids, range, batch->slots);
+    missing += std::count(batch->slots + range.begin, batch->slots + range.end,
+                          kSlotMissing);
     touch(task, range);
   });
   batch->digest = digest;

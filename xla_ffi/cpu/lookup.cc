@@ -135,16 +135,6 @@ Counts CountsOf(const Others& others, Range range, uint32_t checksum) {
   return counts;
 }
 
-// Searches for ids[range].
-void WriteSlots(const TableView& table, const KeyRules& rules,
-                const IdsView& ids, Range range, int32_t* slots) {
-  const auto nothing = [](int32_t) {};
-  const auto emit = [slots](const ProbeItem& item) {
-    slots[item.position] = item.slot;
-  };
-  Probe(table.index, rules, ids, range, nothing, emit);
-}
-
 template <class Access>
 Counts LookupRange(const TableView& table, const TableRules& rules,
                    const IdsView& ids, const LookupOutput& out,
@@ -162,7 +152,7 @@ Counts LookupRange(const TableView& table, const TableRules& rules,
   } else if (writer.searches_first()) {
     for (int64_t i = range.begin; i < range.end; i += kPiece) {
       const Range piece{i, std::min(i + kPiece, range.end)};
-      WriteSlots(table, rules.keys, ids, piece, out.slots);
+      ProbeSlots(table.index, rules.keys, ids, piece, out.slots);
       Follow(ids, out.slots, piece, ahead, emit);
     }
   } else {

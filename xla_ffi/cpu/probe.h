@@ -82,8 +82,8 @@ struct ProbeItem {
 
 // Ids that go through the pipeline together: few enough for the processor's
 // miss buffers, many enough for a trip to memory while one block goes a step.
-// Arrays begin with a line: vectors that are stored across two take a search up
-// to a fifth longer, by where on the stack a block happens to lie.
+// Aligned, arrays first: vectors that are stored across two lines take a search
+// up to a fifth longer, by where on the stack a block happens to lie.
 struct alignas(kCacheLine) ProbeBlock {
   static constexpr int64_t kSize = 32;
 
@@ -240,6 +240,16 @@ void Probe(const IndexView& index, const KeyRules& rules, const IdsView& ids,
                      done.slots[k]});
     }
   }
+}
+
+// Writes the slots of ids[range] to slots[range].
+inline void ProbeSlots(const IndexView& index, const KeyRules& rules,
+                       const IdsView& ids, Range range, int32_t* slots) {
+  const auto nothing = [](int32_t) {};
+  const auto emit = [slots](const ProbeItem& item) {
+    slots[item.position] = item.slot;
+  };
+  Probe(index, rules, ids, range, nothing, emit);
 }
 
 }  // namespace oneemb
