@@ -13,7 +13,7 @@ import pytest
 
 import oneemb_jax as oe
 import tiers_training
-from oneemb_jax.cache import close_cached
+from oneemb_jax.cache import close_cached, open_store
 
 MIB = 2**20
 #: Of the run whose memory is compared with its budgets: 10,000 take minutes.
@@ -54,8 +54,19 @@ def step(table, ids, later):
     return oe.update(table, ctx, acts)
 
 
+def unaccounted_bytes():
+    """What is resident beyond what the store says it has, buffers included.
+
+    A reader or a compaction begins when two fetches meet, or enough rows are dead:
+    its buffers are no leak, and are as large from the start as they ever get.
+    """
+    store = open_store("budgets")
+    assert store is not None
+    return resident_bytes() - store.stats()["memory_bytes"]
+
+
 def train(table, steps, seed):
-    """The table, and the most memory that it took in each tenth of the steps."""
+    """The table, and the most unaccounted memory in each tenth of the steps."""
     random = np.random.default_rng(seed)
     later = oe.pack_ids(random.integers(0, ROWS, BATCH))
     peaks = []
@@ -66,13 +77,13 @@ def train(table, steps, seed):
             table = step(table, ids, later)
             if t % 5 == 0:
                 oe.check(table)
-                peak = max(peak, resident_bytes())
+                peak = max(peak, unaccounted_bytes())
         peaks.append(peak)
     return table, peaks
 
 
 def run_within_budgets(folder):
-    """The most memory that a long run took in each tenth of its steps."""
+    """The most unaccounted memory of a long run in each tenth of its steps."""
     options = oe.make_cached_ssd_store_options(
         CACHE_MB, folder, host_cache_budget_mb=HOST_CACHE_MB
     )
@@ -84,6 +95,8 @@ def run_within_budgets(folder):
         for first in range(0, ROWS, BATCH):
             ids = oe.pack_ids(np.arange(first, first + BATCH))
             table = step(table, ids, ids)
+        # Else the SSD's index grows for as long as rows come to it the first time.
+        table = oe.flush(table)
         table, _ = train(table, max(200, STEPS // 10), seed=1)
         table, peaks = train(table, STEPS, seed=2)
         assert oe.stats(table)["victims"] > 100 * STEPS

@@ -39,7 +39,6 @@ class Compactor {
   void Abandon() { log_.Abandon(); }
 
   int64_t bytes_written() const { return log_.bytes_written(); }
-  int64_t memory_bytes() const { return log_.memory_bytes(); }
   int64_t steps() const { return steps_; }
 
  private:

@@ -36,7 +36,6 @@ class LogWriter {
   void Abandon();
 
   int64_t bytes_written() const { return writer_.bytes_written(); }
-  int64_t memory_bytes() const { return writer_.memory_bytes(); }
   bool direct_io() const { return writer_.direct_io(); }
 
  private:

@@ -47,9 +47,14 @@ Status RowReader::Open(Env* env, int depth, int64_t block_bytes,
   ONEEMB_RETURN_IF_ERROR(
       IoQueue::Open(env, static_cast<int>(num_slots), &fresh->queue_));
   ONEEMB_RETURN_IF_ERROR(IoQueue::Open(env, 1, &fresh->again_));
-  ONEEMB_RETURN_IF_ERROR(fresh->again_slot_.memory.Resize(slot_bytes));
+  ONEEMB_RETURN_IF_ERROR(fresh->memory_.Resize((num_slots + 1) * slot_bytes));
+  // Most reads fill a part of a slot. Touched as they go, the rest would make a
+  // long run's memory grow for as long as it lasts.
+  char* next = fresh->memory_.data();
+  std::memset(next, 0, static_cast<size_t>(fresh->memory_.size()));
+  fresh->again_slot_.data = next;
   for (Slot& slot : fresh->slots_) {
-    ONEEMB_RETURN_IF_ERROR(slot.memory.Resize(slot_bytes));
+    slot.data = next += slot_bytes;
     fresh->free_.push_back(&slot);
   }
   *reader = std::move(fresh);
@@ -84,7 +89,7 @@ size_t RowReader::Plan(const Batch& batch, size_t begin, Slot* slot) const {
   slot->end = end;
   slot->transfer.file = segment.file.get();
   slot->transfer.offset = first;
-  slot->transfer.data = slot->memory.data();
+  slot->transfer.data = slot->data;
   slot->transfer.bytes = last - first;
   return end;
 }
@@ -133,8 +138,7 @@ Status RowReader::Unpack(const Batch& batch, const Slot& slot,
   const SegmentLayout& layout = segment.layout;
   const Key wanted = batch.keys[read.item];
   const char* const record =
-      slot.memory.data() +
-      (layout.SlotOffset(read.slot) - slot.transfer.offset);
+      slot.data + (layout.SlotOffset(read.slot) - slot.transfer.offset);
   Key key{};
   const char* const row =
       DecodeRecord(layout, segment.salt, read.slot, record, &key);

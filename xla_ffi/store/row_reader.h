@@ -47,7 +47,7 @@ class RowReader {
  private:
   // One transfer, and the rows that it brings.
   struct Slot {
-    AlignedBuffer memory;
+    char* data = nullptr;
     Transfer transfer;
     size_t begin = 0;
     size_t end = 0;
@@ -64,6 +64,7 @@ class RowReader {
   Status ReadAgain(const Batch& batch, const RowRead& read);
 
   const int64_t block_bytes_;
+  AlignedBuffer memory_;  // of all slots
   Slot again_slot_;
   std::vector<Slot> slots_;
   std::vector<Slot*> free_;

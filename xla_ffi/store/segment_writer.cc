@@ -1,6 +1,7 @@
 #include "store/segment_writer.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <utility>
 
@@ -22,31 +23,31 @@ int64_t BufferBytes(const SegmentWriterOptions& options) {
 SegmentWriter::SegmentWriter(SegmentWriterOptions options)
     : options_(std::move(options)) {}
 
-int64_t SegmentWriter::memory_bytes() const {
-  return static_cast<int64_t>(buffers_.size()) * capacity_ +
-         static_cast<int64_t>(ids_.capacity() * sizeof(uint64_t) +
-                              tables_.capacity() * sizeof(uint16_t));
-}
-
-int64_t SegmentWriter::MostMemoryBytes(const SegmentWriterOptions& options) {
-  constexpr auto kKeyBytes =
-      static_cast<int64_t>(sizeof(uint64_t) + sizeof(uint16_t));
-  const int64_t slots = options.slots_per_segment;
+int64_t SegmentWriter::MemoryBytes(const SegmentWriterOptions& options) {
+  constexpr int64_t kKeyBytes = sizeof(uint64_t) + sizeof(uint16_t);
   return int64_t{options.write_depth} * BufferBytes(options) +
-         slots * kKeyBytes + KeysBytes(slots) + kBlockBytes;
+         options.slots_per_segment * kKeyBytes;
 }
 
-// Buffers and queue, at the first use.
+// Memory and queue, at the first use. All of the memory is touched, here and as
+// a segment begins: a long run takes no more than its first steps did.
 Status SegmentWriter::Prepare() {
   if (queue_ != nullptr) return {};
   capacity_ = BufferBytes(options_);
   std::vector<Buffer> buffers(static_cast<size_t>(options_.write_depth));
   for (Buffer& buffer : buffers) {
     ONEEMB_RETURN_IF_ERROR(buffer.memory.Resize(capacity_));
+    std::memset(buffer.memory.data(), 0, static_cast<size_t>(capacity_));
   }
+  const auto slots = static_cast<size_t>(options_.slots_per_segment);
+  ids_.reserve(slots);
+  tables_.reserve(slots);
   ONEEMB_RETURN_IF_ERROR(
       IoQueue::Open(options_.env, options_.write_depth, &queue_));
   buffers_ = std::move(buffers);
+  if (options_.memory_bytes != nullptr) {
+    *options_.memory_bytes += MemoryBytes(options_);
+  }
   return {};
 }
 
@@ -59,8 +60,8 @@ Status SegmentWriter::OpenNext() {
   fresh->name = SegmentName(fresh->number, fresh->salt);
   const std::string path = JoinPath(options_.folder, fresh->name);
   const int64_t slots = options_.slots_per_segment;
-  ids_.reserve(static_cast<size_t>(slots));
-  tables_.reserve(static_cast<size_t>(slots));
+  ids_.assign(static_cast<size_t>(slots), 0);
+  tables_.assign(static_cast<size_t>(slots), 0);
   closed_.reserve(closed_.size() + 1);  // so that CloseWith needs no memory
   ONEEMB_RETURN_IF_ERROR(options_.env->Open(path, OpenMode::kCreate,
                                             Caching::kDirect, &fresh->file));
@@ -75,8 +76,6 @@ Status SegmentWriter::OpenNext() {
   fill_ = kBlockBytes;
   offset_ = 0;
   next_slot_ = 0;
-  ids_.clear();
-  tables_.clear();
   segment_ = std::move(fresh);
   return {};
 }
@@ -134,12 +133,10 @@ void SegmentWriter::PutRecords(KeySpan keys, const char* rows) {
         }
       });
   for (int64_t i = 0; i < keys.size; ++i) {
-    ids_.push_back(keys[i].id);
-    tables_.push_back(keys[i].table);
+    ids_[static_cast<size_t>(next_slot_ + i)] = keys[i].id;
+    tables_[static_cast<size_t>(next_slot_ + i)] = keys[i].table;
   }
   next_slot_ += frames * layout.slots_per_frame;
-  ids_.resize(static_cast<size_t>(next_slot_));
-  tables_.resize(static_cast<size_t>(next_slot_));
   fill_ += frames * layout.frame_bytes;
 }
 
@@ -200,29 +197,39 @@ Status SegmentWriter::Append(KeySpan keys, const char* rows,
   return {};
 }
 
-Status SegmentWriter::WriteKeysAndTrailer() {
-  const int64_t keys_bytes = KeysBytes(next_slot_);
-  const int64_t begin = options_.layout.DataEnd(next_slot_);
-  AlignedBuffer end;
-  ONEEMB_RETURN_IF_ERROR(end.Resize(keys_bytes + kBlockBytes));
-  std::memset(end.data(), 0, static_cast<size_t>(end.size()));
-  const size_t id_bytes = ids_.size() * sizeof(uint64_t);
-  std::memcpy(end.data(), ids_.data(), id_bytes);
-  std::memcpy(end.data() + id_bytes, tables_.data(),
-              tables_.size() * sizeof(uint16_t));
-  EncodeTrailer(segment_->number, segment_->salt, next_slot_,
-                Crc32c(end.data(), keys_bytes), end.data() + keys_bytes);
-  for (int64_t done = 0; done < end.size(); done += options_.write_bytes) {
-    Transfer transfer;
-    transfer.file = segment_->file.get();
-    transfer.write = true;
-    transfer.offset = begin + done;
-    transfer.data = end.data() + done;
-    transfer.bytes = std::min(options_.write_bytes, end.size() - done);
-    ONEEMB_RETURN_IF_ERROR(queue_->Run(&transfer));
+// Puts bytes behind those in the current buffer, and starts a write each time
+// that it is full.
+void SegmentWriter::PutBytes(const char* data, int64_t bytes) {
+  while (bytes > 0) {
+    char* const begin = FreeBuffer() + fill_;
+    const int64_t count = std::min(bytes, capacity_ - fill_);
+    std::memcpy(begin, data, static_cast<size_t>(count));
+    fill_ += count;
+    data += count;
+    bytes -= count;
+    if (fill_ == capacity_) StartWrite();
   }
-  bytes_written_ += end.size();
-  return {};
+}
+
+// REQUIRES: drained.
+Status SegmentWriter::WriteKeysAndTrailer() {
+  const auto* const ids = reinterpret_cast<const char*>(ids_.data());
+  const auto* const tables = reinterpret_cast<const char*>(tables_.data());
+  const int64_t id_bytes = next_slot_ * int64_t{sizeof(uint64_t)};
+  const int64_t table_bytes = next_slot_ * int64_t{sizeof(uint16_t)};
+  std::array<char, kBlockBytes> block{};
+  const int64_t padding = KeysBytes(next_slot_) - id_bytes - table_bytes;
+  uint32_t crc = Crc32c(ids, id_bytes);
+  crc = Crc32c(tables, table_bytes, crc);
+  crc = Crc32c(block.data(), padding, crc);
+  PutBytes(ids, id_bytes);
+  PutBytes(tables, table_bytes);
+  PutBytes(block.data(), padding);
+  EncodeTrailer(segment_->number, segment_->salt, next_slot_, crc,
+                block.data());
+  PutBytes(block.data(), kBlockBytes);
+  StartWrite();
+  return Drain();
 }
 
 // REQUIRES: drained.

@@ -25,6 +25,7 @@ struct SegmentWriterOptions {
   int64_t write_bytes;  // of one write
   int write_depth;      // writes in flight
   std::atomic<uint64_t>* next_number;
+  std::atomic<int64_t>* memory_bytes = nullptr;  // grows by what it takes
 };
 
 // Rows that lie in consecutive slots of one segment.
@@ -74,9 +75,8 @@ class SegmentWriter {
   void PopClosed() { closed_.erase(closed_.begin()); }
 
   int64_t bytes_written() const { return bytes_written_; }
-  int64_t memory_bytes() const;
-  // The most that memory_bytes() can be, and what sealing takes for a moment.
-  static int64_t MostMemoryBytes(const SegmentWriterOptions& options);
+  // Of buffers and keys, once it has written.
+  static int64_t MemoryBytes(const SegmentWriterOptions& options);
   // Whether the newest segment is written past the page cache.
   bool direct_io() const { return direct_io_; }
 
@@ -95,6 +95,7 @@ class SegmentWriter {
                 int64_t* taken);
   void PutRecords(KeySpan keys, const char* rows);
   void PutFrame(KeySpan keys, const char* rows, int64_t f, char* frame) const;
+  void PutBytes(const char* data, int64_t bytes);
   void StartWrite();
   void FinishOne();
   char* FreeBuffer();
@@ -114,7 +115,7 @@ class SegmentWriter {
 
   std::shared_ptr<const Segment> segment_;  // the open one, or null
   int64_t next_slot_ = 0;
-  std::vector<uint64_t> ids_;
+  std::vector<uint64_t> ids_;  // of each slot that a segment can have
   std::vector<uint16_t> tables_;
   std::vector<ClosedSegment> closed_;
   int64_t bytes_written_ = 0;

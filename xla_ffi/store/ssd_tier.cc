@@ -47,7 +47,8 @@ SegmentWriterOptions SsdTier::WriterOptions() {
           slots_per_segment_,
           options_.write_bytes,
           options_.write_depth,
-          &next_number_};
+          &next_number_,
+          &buffer_bytes_};
 }
 
 Status SsdTier::Open(std::shared_ptr<Env> env, const std::string& folder,
@@ -106,7 +107,7 @@ Status SsdTier::TakeReader(std::unique_ptr<RowReader>* reader) {
                                          options_.block_bytes,
                                          options_.row_bytes, reader));
   ++num_readers_;
-  read_buffer_bytes_ += ReaderBytes();
+  buffer_bytes_ += ReaderBytes();
   return {};
 }
 
@@ -117,7 +118,7 @@ void SsdTier::GiveReader(std::unique_ptr<RowReader> reader) {
     idle_readers_.push_back(std::move(reader));
   } else {
     --num_readers_;
-    read_buffer_bytes_ -= ReaderBytes();
+    buffer_bytes_ -= ReaderBytes();
   }
   reader_given_.NotifyOne();
 }
@@ -200,7 +201,7 @@ int64_t SsdTier::MostBufferBytes() {
   // A batch of compaction may need room in the index for as long as it lasts.
   constexpr int64_t kIndexBytes = 40;
   const int64_t batch = kCompactionReadBytes / layout_.pitch;
-  return 2 * SegmentWriter::MostMemoryBytes(WriterOptions()) +
+  return 2 * SegmentWriter::MemoryBytes(WriterOptions()) +
          options_.readers * ReaderBytes() + batch * kIndexBytes;
 }
 
@@ -213,10 +214,6 @@ Status SsdTier::CheckBudget(KeySpan keys) const {
           "memory_budget_bytes: " + std::to_string(keys.size) +
               " more rows would take index, bitmaps and buffers to " +
               std::to_string(then) + " bytes, above " + std::to_string(budget)};
-}
-
-int64_t SsdTier::BufferBytes() const {
-  return put_buffer_bytes_ + compact_buffer_bytes_ + read_buffer_bytes_;
 }
 
 Status SsdTier::Put(KeySpan keys, const char* rows) {
@@ -248,7 +245,6 @@ Status SsdTier::PutOnce(KeySpan keys, const char* rows) {
       put_log_.Settle(map.get());
     }
     bytes = put_log_.bytes_written() - before;
-    put_buffer_bytes_ = put_log_.memory_bytes();
     direct_io_ = put_log_.direct_io();
   }
   put_bytes_ += bytes;
@@ -338,7 +334,6 @@ Status SsdTier::CompactStep(bool only_urgent, bool* worked) {
   credit_ -= bytes;
   moved_bytes_ += bytes;
   compactions_ = compactor_.steps();
-  compact_buffer_bytes_ = compactor_.memory_bytes();
   return status;
 }
 
@@ -445,7 +440,7 @@ SsdTier::Stats SsdTier::stats() const {
   stats.put_bytes = put_bytes_;
   stats.moved_bytes = moved_bytes_;
   stats.compactions = compactions_;
-  stats.memory_bytes = stats.map.memory_bytes + BufferBytes();
+  stats.memory_bytes = stats.map.memory_bytes + buffer_bytes_;
   stats.direct_io = direct_io_;
   return stats;
 }

@@ -159,7 +159,6 @@ class SsdTier {
   // Of index, bitmaps and all buffers that there can be.
   int64_t MostBufferBytes();
   Status CheckBudget(KeySpan keys) const ONEEMB_REQUIRES(put_mutex_);
-  int64_t BufferBytes() const;
   Status PutOnce(KeySpan keys, const char* rows)
       ONEEMB_EXCLUDES(compact_mutex_, put_mutex_);
   Status SealAll(SegmentMap* map) ONEEMB_REQUIRES(compact_mutex_, put_mutex_);
@@ -182,6 +181,7 @@ class SsdTier {
   const SegmentLayout layout_;
   const int64_t slots_per_segment_;
   std::atomic<uint64_t> next_number_{1};
+  std::atomic<int64_t> buffer_bytes_{0};  // of readers and writers
   const int64_t most_buffer_bytes_;
 
   // Taken in this order. compact_mutex_: one compaction or capture at a time.
@@ -205,9 +205,6 @@ class SsdTier {
   std::atomic<int64_t> put_bytes_{0};
   std::atomic<int64_t> moved_bytes_{0};
   std::atomic<int64_t> compactions_{0};
-  std::atomic<int64_t> put_buffer_bytes_{0};
-  std::atomic<int64_t> compact_buffer_bytes_{0};
-  std::atomic<int64_t> read_buffer_bytes_{0};
   std::atomic<bool> direct_io_{false};
   std::atomic<bool> stop_{false};
   Mutex wake_mutex_;
