@@ -1,11 +1,12 @@
 // What a batch finds in the device tier, and which clocks it sets.
+#include <algorithm>
 #include <random>
 #include <set>
 #include <vector>
 
 #include "check.h"
 #include "core/counters.h"
-#include "cpu/checksum.h"
+#include "cpu/ids_digest.h"
 #include "cpu/tier.h"
 #include "test_table.h"
 #include "threads.h"
@@ -68,15 +69,20 @@ void CheckBatch(Parallel* parallel, const Tier& tier,
   }
 
   const Batch batch(ids);
-  std::vector<uint32_t> words(batch.words.size());
+  const IdsView view_of_ids = batch.View();
+  std::vector<IdsDigest> digests(static_cast<size_t>(NumDigests(batch.size())));
   std::vector<int32_t> slots(ids.size());
   std::vector<Key> missing;
-  TierBatch found{words.data(), slots.data(), -1, 0};
-  CHECK(FindMissingAndTouch(parallel, view, {1, false, false, 0}, batch.View(),
+  TierBatch found{digests.data(), slots.data(), -1, 0};
+  CHECK(FindMissingAndTouch(parallel, view, {1, false, false, 0}, view_of_ids,
                             now, &missing, &found));
-  CHECK(words == batch.words);
+  for (int64_t i = 0; i < batch.size(); i += kDigestIds) {
+    const Range block{i, std::min(i + kDigestIds, batch.size())};
+    CHECK(digests[static_cast<size_t>(i / kDigestIds)] ==
+          DigestIds(view_of_ids, block));
+  }
   CHECK_EQ(found.touched, touched);
-  CHECK_EQ(found.digest, ScanIds(batch.View(), {0, batch.size()}));
+  CHECK_EQ(found.digest, DigestBatch(view_of_ids));
   for (size_t i = 0; i < ids.size(); ++i) {
     CHECK_EQ(slots[i],
              ids[i] < kResident ? static_cast<int32_t>(ids[i]) : kSlotMissing);

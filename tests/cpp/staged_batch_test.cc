@@ -85,6 +85,28 @@ TEST(OtherIdsAreSearchedFor) {
   }
 }
 
+TEST(OneOtherIdAmongManyIsSearchedFor) {
+  constexpr uint64_t kIds = 3000;
+  TestParallel parallel(2);
+  TestCached cached(kDim, 2 * kIds, OptimizerKind::kSgd, "many",
+                    std::make_shared<SimEnv>());
+  TestTable plain(kDim, 2 * kIds, OptimizerKind::kSgd);
+  const Batch batch = Ids(0, kIds - 1);
+  const Batch others = Ids(kIds, 2 * kIds - 1);
+  for (const Batch* b : {&batch, &others}) {
+    Step(&parallel, &cached, *b);
+    const Seen seen = plain.Read(&parallel, *b);
+    plain.Train(&parallel, {b}, {&seen});
+  }
+  CHECK(Stage(&parallel, cached.Now(), batch.View()));
+  for (uint64_t place = 0; place < kIds; place += 97) {
+    Batch other = batch;
+    other.words[2 * place] += kIds;
+    CHECK(cached.Read(&parallel, other).activations ==
+          plain.Read(&parallel, other).activations);
+  }
+}
+
 TEST(OtherTablesAreSearchedFor) {
   TestParallel parallel(1);
   TestCached cached(kDim, kSlots, OptimizerKind::kSgd, "tables",

@@ -19,6 +19,10 @@ struct IdsView {
   const int32_t* table_ids;
   int64_t table_period;
 
+  ONEEMB_HD int64_t num_table_ids() const {
+    return batch_size == 0 ? 0 : size / batch_size * table_period;
+  }
+
   ONEEMB_HD uint64_t Id(int64_t i) const {
     if (words_per_id == 1) return words[i];
     return words[2 * i] | (uint64_t{words[2 * i + 1]} << 32);

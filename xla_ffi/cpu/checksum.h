@@ -31,8 +31,8 @@ struct SlotScan {
 namespace checksum_internal {
 
 // `n` positions of one microbatch, from `position` on: the table of id i is
-// tables[i * kStep], its slot slots[i * kSlotStep].
-template <int kWords, int kStep, int kSlotStep>
+// tables[i * kStep].
+template <int kWords, int kStep>
 SlotScan ScanRun(const uint32_t* ONEEMB_RESTRICT words,
                  const int32_t* ONEEMB_RESTRICT tables,
                  const int32_t* ONEEMB_RESTRICT slots, uint32_t position,
@@ -45,22 +45,24 @@ SlotScan ScanRun(const uint32_t* ONEEMB_RESTRICT words,
     const uint32_t low = words[i * kWords];
     const uint32_t high = kWords == 2 ? words[i * kWords + kWords - 1] : 0;
     checksum += PositionChecksum(position + static_cast<uint32_t>(i), low, high,
-                                 tables[i * kStep], slots[i * kSlotStep]);
-    lowest = std::min(lowest, slots[i * kSlotStep]);
-    highest = std::max(highest, slots[i * kSlotStep]);
+                                 tables[i * kStep], slots[i]);
+    lowest = std::min(lowest, slots[i]);
+    highest = std::max(highest, slots[i]);
   }
   return {checksum, lowest, highest};
 }
 
-// Scans ids[range] in runs that need no division an id.
-template <int kSlotStep>
-SlotScan ScanRange(const IdsView& ids, const int32_t* slots, Range range) {
-  constexpr int kS = kSlotStep;
+}  // namespace checksum_internal
+
+// Scans ids[range], whose slots are slots[range], in runs that need no division
+// an id.
+inline SlotScan ScanSlots(const IdsView& ids, const int32_t* slots,
+                          Range range) {
+  using checksum_internal::ScanRun;
   const bool one_table = ids.table_period == 1;
-  const auto scan_run =
-      ids.words_per_id == 1
-          ? (one_table ? ScanRun<1, 0, kS> : ScanRun<1, 1, kS>)
-          : (one_table ? ScanRun<2, 0, kS> : ScanRun<2, 1, kS>);
+  const auto scan_run = ids.words_per_id == 1
+                            ? (one_table ? ScanRun<1, 0> : ScanRun<1, 1>)
+                            : (one_table ? ScanRun<2, 0> : ScanRun<2, 1>);
   SlotScan scan;
   for (int64_t i = range.begin; i < range.end;) {
     const int64_t within = i % ids.batch_size;
@@ -70,25 +72,11 @@ SlotScan ScanRange(const IdsView& ids, const int32_t* slots, Range range) {
         one_table ? ids.batch_size - within : ids.table_period - column;
     const int64_t n = std::min(left, range.end - i);
     scan.Add(scan_run(ids.words + i * ids.words_per_id,
-                      ids.table_ids + row + column, slots + i * kSlotStep,
+                      ids.table_ids + row + column, slots + i,
                       static_cast<uint32_t>(within), n));
     i += n;
   }
   return scan;
-}
-
-}  // namespace checksum_internal
-
-// Scans ids[range], whose slots are slots[range].
-inline SlotScan ScanSlots(const IdsView& ids, const int32_t* slots,
-                          Range range) {
-  return checksum_internal::ScanRange<1>(ids, slots, range);
-}
-
-// The checksum of ids[range], as if all slots were 0.
-inline uint32_t ScanIds(const IdsView& ids, Range range) {
-  constexpr int32_t kNoSlot = 0;
-  return checksum_internal::ScanRange<0>(ids, &kNoSlot, range).checksum;
 }
 
 }  // namespace oneemb

@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "core/counters.h"
-#include "cpu/checksum.h"
 #include "cpu/insert.h"
 #include "cpu/memory.h"
 #include "cpu/probe.h"
@@ -14,6 +13,9 @@ namespace oneemb {
 namespace {
 
 constexpr int64_t kGrain = 2048;
+// Ids that are searched for before anything else is done with their slots: all
+// of it stays in the cache.
+constexpr int64_t kPiece = 16 * kDigestIds;
 
 // A set of slots for each of some tasks. No two share a line of the cache.
 class SlotSets {
@@ -121,27 +123,43 @@ struct Search {
   int64_t num_tasks() const { return NumTasks(*parallel, ids.size, kGrain); }
 };
 
-// Writes what `batch` has but the number of rows touched; calls touch(task,
-// range) for each range whose slots are known. Returns the number of positions
-// whose keys are missing.
-template <class Touch>
-int64_t FindAll(const Search& search, TierBatch* batch, const Touch& touch) {
+// Writes the digests of ids[piece], which begins with a block. Returns what it
+// adds to that of the batch.
+uint64_t DigestPiece(const IdsView& ids, Range piece, IdsDigest* digests) {
+  uint64_t sum = 0;
+  for (int64_t i = piece.begin; i < piece.end; i += kDigestIds) {
+    const int64_t number = i / kDigestIds;
+    const Range block{i, std::min(i + kDigestIds, piece.end)};
+    digests[number] = DigestIds(ids, block);
+    sum += DigestTerm(digests[number], number);
+  }
+  return sum;
+}
+
+// Writes what `batch` has but the number of rows touched. begin_touch(task)
+// returns what is called with each range of the task whose slots are known.
+// Returns the number of positions whose keys are missing.
+template <class BeginTouch>
+int64_t FindAll(const Search& search, TierBatch* batch,
+                const BeginTouch& begin_touch) {
   const IdsView& ids = search.ids;
+  int32_t* const slots = batch->slots;
   std::atomic<int64_t> missing{0};
-  std::atomic<uint32_t> digest{0};
+  std::atomic<uint64_t> digest{DigestTables(ids)};
   const int64_t tasks = search.num_tasks();
   search.parallel->Run(tasks, [&](int64_t task) {
-    const Range range = TaskRange(ids.size, task, tasks);
-    const int64_t first = range.begin * ids.words_per_id;
-    if (batch->words != nullptr) {
-      std::copy_n(ids.words + first, range.end * ids.words_per_id - first,
-                  batch->words + first);
+    const auto touch = begin_touch(task);
+    const Range range = TaskBlocks(ids.size, kDigestIds, task, tasks);
+    for (int64_t i = range.begin; i < range.end; i += kPiece) {
+      const Range piece{i, std::min(i + kPiece, range.end)};
+      if (batch->digests != nullptr) {
+        digest += DigestPiece(ids, piece, batch->digests);
+      }
+      ProbeSlots(search.table.index, search.rules, ids, piece, slots);
+      missing +=
+          std::count(slots + piece.begin, slots + piece.end, kSlotMissing);
+      touch(piece);
     }
-    digest += ScanIds(ids, range);
-    ProbeSlots(search.table.index, search.rules, ids, range, batch->slots);
-    missing += std::count(batch->slots + range.begin, batch->slots + range.end,
-                          kSlotMissing);
-    touch(task, range);
   });
   batch->digest = digest;
   return missing;
@@ -153,23 +171,25 @@ int64_t FindAll(const Search& search, TierBatch* batch, const Touch& touch) {
 int64_t FindAndTouch(const Search& search, uint32_t now, TierBatch* batch) {
   constexpr int64_t kBitsPerId = 64;
   uint32_t* const clocks = search.table.clock;
+  const int32_t* const slots = batch->slots;
   const auto used = static_cast<int64_t>(search.table.counters[kSlotsUsed]);
   const int64_t tasks = search.num_tasks();
   const bool small = used <= kBitsPerId * search.ids.size / tasks;
   const SlotSets sets(tasks, small ? used : 0);
   if (small && sets.ok()) {
-    const int64_t missing =
-        FindAll(search, batch, [&](int64_t task, Range range) {
-          AddToSet(batch->slots, range, sets.Clear(task));
-        });
+    const int64_t missing = FindAll(search, batch, [&](int64_t task) {
+      return [slots, words = sets.Clear(task)](Range range) {
+        AddToSet(slots, range, words);
+      };
+    });
     batch->touched = TouchSets(search.parallel, clocks, now, sets);
     return missing;
   }
   std::atomic<int64_t> touched{0};
-  const int64_t missing =
-      FindAll(search, batch, [&](int64_t /*task*/, Range range) {
-        touched += TouchEach(clocks, now, batch->slots, range);
-      });
+  const int64_t missing = FindAll(search, batch, [&](int64_t /*task*/) {
+    return
+        [&](Range range) { touched += TouchEach(clocks, now, slots, range); };
+  });
   batch->touched = touched;
   return missing;
 }

@@ -6,6 +6,7 @@
 
 #include "core/ids.h"
 #include "core/table_view.h"
+#include "cpu/ids_digest.h"
 #include "cpu/parallel.h"
 #include "cpu/probe.h"
 
@@ -14,8 +15,9 @@ namespace oneemb {
 // They are right for every table of this layout version, by which `update`
 // trusts the slots of a lookup too.
 struct KnownSlots {
-  IdsView ids;
-  const int32_t* slots;  // [ids.size]
+  IdsView ids;               // without words
+  const IdsDigest* digests;  // of each block of the ids
+  const int32_t* slots;      // [ids.size]
   uint64_t layout_version;
 };
 
@@ -23,22 +25,21 @@ struct KnownSlots {
 inline bool MayKnow(const KnownSlots& known, const TableView& table,
                     const IdsView& ids) {
   const IdsView& seen = known.ids;
-  const int64_t tables =
-      ids.batch_size == 0 ? 0 : ids.size / ids.batch_size * ids.table_period;
   return known.layout_version == *table.layout_version &&
          seen.words_per_id == ids.words_per_id && seen.size == ids.size &&
          seen.batch_size == ids.batch_size &&
          seen.table_period == ids.table_period &&
-         std::equal(seen.table_ids, seen.table_ids + tables, ids.table_ids);
+         std::equal(ids.table_ids, ids.table_ids + ids.num_table_ids(),
+                    seen.table_ids);
 }
 
-// Whether it has those of ids[range], when it may.
+// Whether it has those of ids[range], which begins with a block, when it may.
 inline bool Knows(const KnownSlots& known, const IdsView& ids, Range range) {
-  const int64_t begin = range.begin * ids.words_per_id;
-  const int64_t words = range.end * ids.words_per_id - begin;
-  // Not memcmp: of an empty batch there may be no words.
-  const uint32_t* const seen = known.ids.words + begin;
-  return std::equal(seen, seen + words, ids.words + begin);
+  for (int64_t i = range.begin; i < range.end; i += kDigestIds) {
+    const Range block{i, std::min(i + kDigestIds, range.end)};
+    if (!(DigestIds(ids, block) == known.digests[i / kDigestIds])) return false;
+  }
+  return true;
 }
 
 // What Probe (cpu/probe.h) does, without a search: `slots` has the slots of all
@@ -47,7 +48,7 @@ inline bool Knows(const KnownSlots& known, const IdsView& ids, Range range) {
 template <class Ahead, class Emit>
 void Follow(const IdsView& ids, const int32_t* slots, Range range, Ahead ahead,
             Emit emit) {
-  constexpr int64_t kBlock = 16;
+  constexpr int64_t kBlock = 64;
   IdCursor id(ids, range.begin);
   int64_t asked = range.begin;
   for (int64_t i = range.begin; i < range.end;) {

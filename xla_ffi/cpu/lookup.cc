@@ -26,7 +26,7 @@ constexpr int64_t kStreamBytes = int64_t{16} << 20;
 constexpr int64_t kNarrowBytes = int64_t{2} * kCacheLine;
 // Ids that are searched for before their rows are copied: their slots stay in
 // the cache.
-constexpr int64_t kPiece = 1024;
+constexpr int64_t kPiece = 4 * kDigestIds;
 
 // What was not a hit.
 struct Others {
@@ -147,8 +147,15 @@ Counts LookupRange(const TableView& table, const TableRules& rules,
   const auto emit = [writer, to = &others](const ProbeItem& item) {
     writer.Write(item, to);
   };
-  if (known != nullptr && Knows(*known, ids, range)) {
-    Follow(ids, known->slots, range, ahead, emit);
+  if (known != nullptr) {
+    for (int64_t i = range.begin; i < range.end; i += kPiece) {
+      const Range piece{i, std::min(i + kPiece, range.end)};
+      if (Knows(*known, ids, piece)) {
+        Follow(ids, known->slots, piece, ahead, emit);
+      } else {
+        Probe(table.index, rules.keys, ids, piece, ahead, emit);
+      }
+    }
   } else if (writer.searches_first()) {
     for (int64_t i = range.begin; i < range.end; i += kPiece) {
       const Range piece{i, std::min(i + kPiece, range.end)};
@@ -177,7 +184,7 @@ bool Lookup(Parallel* parallel, const TableView& table, const TableRules& rules,
   if (!rows.ok()) return false;
   if (known != nullptr && !MayKnow(*known, table, ids)) known = nullptr;
   parallel->Run(tasks, [&](int64_t task) {
-    const Range range = TaskRange(ids.size, task, tasks);
+    const Range range = TaskBlocks(ids.size, kDigestIds, task, tasks);
     DispatchFloat(out.type, [&](auto access) {
       const Counts counts = LookupRange<decltype(access)>(
           table, rules, ids, out, known, range,

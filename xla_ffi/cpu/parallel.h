@@ -35,6 +35,15 @@ inline Range TaskRange(int64_t items, int64_t task, int64_t num_tasks) {
   return {begin, begin + share + (task < rest ? 1 : 0)};
 }
 
+// The same for blocks of items, none of which two tasks share.
+inline Range TaskBlocks(int64_t items, int64_t block, int64_t task,
+                        int64_t num_tasks) {
+  const int64_t blocks = (items + block - 1) / block;
+  const Range range = TaskRange(blocks, task, num_tasks);
+  const auto end = [&](int64_t b) { return b == blocks ? items : b * block; };
+  return {end(range.begin), end(range.end)};
+}
+
 // Splits `items` into ranges of at least `grain` and runs body(range, task) on
 // each. `tasks_per_thread` above 1 evens out ranges of unequal work.
 inline int64_t NumTasks(const Parallel& parallel, int64_t items, int64_t grain,

@@ -11,16 +11,17 @@
 #include <vector>
 
 #include "core/table_view.h"
+#include "cpu/ids_digest.h"
 #include "cpu/parallel.h"
 
 namespace oneemb {
 
 // What a batch found in the device tier.
 struct TierBatch {
-  uint32_t* words;  // a copy of ids.words, unless null
-  int32_t* slots;   // [ids.size]
-  int64_t touched;  // keys that are there and had an older clock
-  uint32_t digest;  // of the ids (ScanIds, cpu/checksum.h)
+  IdsDigest* digests;  // of each block of ids, unless null
+  int32_t* slots;      // [ids.size]
+  int64_t touched;     // keys that are there and had an older clock
+  uint64_t digest;     // of all, if there are digests
 };
 
 // The keys of a batch that the device tier lacks, each once, in order of first

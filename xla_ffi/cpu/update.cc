@@ -115,7 +115,7 @@ class RangeUpdate {
       }
       PrefetchLines(pass_.table.Row(SlotOf(entry)), row_bytes);
       if (pass_.table.cached()) {
-        PrefetchWrite(&pass_.table.residency[SlotOf(entry)]);
+        PrefetchRead(&pass_.table.residency[SlotOf(entry)]);
       }
     }
   }
@@ -143,7 +143,8 @@ class RangeUpdate {
       UpdateRow<Optimizer>(scalars_, dim_, gradient, row);
     }
     if (pass_.table.cached()) {  // whose clock `stage` has set
-      pass_.table.residency[slot].state = kSlotDirty;
+      uint32_t& state = pass_.table.residency[slot].state;
+      if (state != kSlotDirty) state = kSlotDirty;
       inserted_ += is_new ? 1 : 0;
     } else {
       pass_.table.clock[slot] = pass_.step;

@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "core/counters.h"
-#include "cpu/checksum.h"
+#include "cpu/ids_digest.h"
 #include "cpu/memory.h"
 #include "cpu/tier.h"
 
@@ -14,10 +14,6 @@ namespace {
 
 // Rows that a task copies at least.
 constexpr int64_t kCopyGrain = 256;
-
-uint64_t DigestOf(const IdsView& ids, uint32_t checksum) {
-  return (static_cast<uint64_t>(ids.size) << 32) | checksum;
-}
 
 // Calls body(i) for every row, on several threads.
 template <class Body>
@@ -32,7 +28,7 @@ void ForRows(Parallel* parallel, int64_t count, const Body& body) {
 }  // namespace
 
 bool CpuTier::Digest(uint64_t* digest) {
-  *digest = DigestOf(ids_, ScanIds(ids_, {0, ids_.size}));
+  *digest = DigestBatch(ids_);
   return true;
 }
 
@@ -42,14 +38,14 @@ bool CpuTier::FindMissingAndTouch(uint32_t now, MissingKeys* missing,
   store_->SetStaged(nullptr);
   staged_ = std::make_shared<StagedBatch>(ids_);
   if (!staged_->ok()) return false;
-  TierBatch batch{staged_->words(), staged_->slots(), 0, 0};
+  TierBatch batch{staged_->digests(), staged_->slots(), 0, 0};
   if (!oneemb::FindMissingAndTouch(parallel_, view_, rules_.keys, ids_, now,
                                    &missing->memory, &batch)) {
     return false;
   }
   missing->UseMemory();
   touched_ = batch.touched;
-  *digest = DigestOf(ids_, batch.digest);
+  *digest = batch.digest;
   return true;
 }
 

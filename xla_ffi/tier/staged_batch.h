@@ -1,5 +1,5 @@
-// The batch that was staged last: its ids and their slots, for `lookup`, which
-// as a rule comes with the same ids and need not search for them again.
+// The batch that was staged last: the slots of its ids, for `lookup`, which as
+// a rule comes with the same ids and need not search for them again.
 #pragma once
 
 #include <algorithm>
@@ -14,22 +14,23 @@ class StagedBatch {
  public:
   // Room for a batch of one microbatch.
   explicit StagedBatch(const IdsView& ids)
-      : memory_((ids.size * (ids.words_per_id + 1) + ids.table_period) *
-                int64_t{sizeof(uint32_t)}) {
+      : num_digests_(NumDigests(ids.size)),
+        memory_(num_digests_ * int64_t{sizeof(IdsDigest)} +
+                (ids.size + ids.table_period) * int64_t{sizeof(int32_t)}) {
     if (!memory_.ok()) return;
-    int32_t* const tables = memory_.As<int32_t>() + ids.size;
+    int32_t* const tables = slots() + ids.size;
     std::copy_n(ids.table_ids, ids.table_period, tables);
-    known_ = {ids, slots(), 0};
+    known_ = {ids, digests(), slots(), 0};
+    known_.ids.words = nullptr;
     known_.ids.table_ids = tables;
-    known_.ids.words = words();
   }
 
   bool ok() const { return memory_.ok(); }
-  int32_t* slots() const { return memory_.As<int32_t>(); }
-  uint32_t* words() const {
-    return memory_.As<uint32_t>() + known_.ids.size + known_.ids.table_period;
+  IdsDigest* digests() const { return memory_.As<IdsDigest>(); }
+  int32_t* slots() const {
+    return reinterpret_cast<int32_t*>(digests() + num_digests_);
   }
-  // When words and slots are written: of which table, and whether none of its
+  // When digests and slots are written: of which table, and whether none of its
   // slots is reserved.
   void Finish(uint64_t layout_version, uint32_t generation,
               bool none_reserved) {
@@ -46,6 +47,7 @@ class StagedBatch {
   }
 
  private:
+  const int64_t num_digests_;
   const Scratch memory_;
   KnownSlots known_{};
   uint32_t generation_ = 0;
