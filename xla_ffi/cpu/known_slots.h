@@ -44,17 +44,18 @@ inline bool Knows(const KnownSlots& known, const IdsView& ids, Range range) {
 
 // What Probe (cpu/probe.h) does, without a search: `slots` has the slots of all
 // ids. By blocks: rows that are asked for one by one between rows that are
-// written wait for those.
+// written wait for those. Of larger rows fewer are asked for at once.
 template <class Ahead, class Emit>
-void Follow(const IdsView& ids, const int32_t* slots, Range range, Ahead ahead,
-            Emit emit) {
-  constexpr int64_t kBlock = 64;
+void Follow(const IdsView& ids, const int32_t* slots, Range range,
+            int64_t row_bytes, Ahead ahead, Emit emit) {
+  constexpr int64_t kAheadBytes = int64_t{32} << 10;
+  const int64_t block = std::clamp<int64_t>(kAheadBytes / row_bytes, 4, 64);
   IdCursor id(ids, range.begin);
   int64_t asked = range.begin;
   for (int64_t i = range.begin; i < range.end;) {
-    const int64_t until = std::min(i + 2 * kBlock, range.end);
+    const int64_t until = std::min(i + 2 * block, range.end);
     for (; asked < until; ++asked) ahead(slots[asked]);
-    const int64_t end = std::min(i + kBlock, range.end);
+    const int64_t end = std::min(i + block, range.end);
     for (; i < end; ++i) {
       emit(ProbeItem{i, id.id(), id.table(), slots[i]});
       id.Next();

@@ -56,14 +56,14 @@ class RowWriter {
         row_(row) {}
 
   bool streams() const { return stream_; }
-  bool searches_first() const {
-    return !stream_ && dim_ * int64_t{sizeof(float)} > kNarrowBytes;
-  }
+  bool searches_first() const { return !stream_ && row_bytes() > kNarrowBytes; }
+  // Of an embedding, as the table has it.
+  int64_t row_bytes() const { return dim_ * int64_t{sizeof(float)}; }
 
   // Asks for the row of a slot.
   [[gnu::always_inline]] void Prefetch(int32_t slot) const {
     if (slot < 0) return;
-    PrefetchLines(table_.Row(slot), dim_ * int64_t{sizeof(float)});
+    PrefetchLines(table_.Row(slot), row_bytes());
     if (table_.cached() && !table_.none_reserved) {
       PrefetchRead(&table_.residency[slot]);
     }
@@ -151,7 +151,7 @@ Counts LookupRange(const TableView& table, const TableRules& rules,
     for (int64_t i = range.begin; i < range.end; i += kPiece) {
       const Range piece{i, std::min(i + kPiece, range.end)};
       if (Knows(*known, ids, piece)) {
-        Follow(ids, known->slots, piece, ahead, emit);
+        Follow(ids, known->slots, piece, writer.row_bytes(), ahead, emit);
       } else {
         Probe(table.index, rules.keys, ids, piece, ahead, emit);
       }
@@ -160,7 +160,7 @@ Counts LookupRange(const TableView& table, const TableRules& rules,
     for (int64_t i = range.begin; i < range.end; i += kPiece) {
       const Range piece{i, std::min(i + kPiece, range.end)};
       ProbeSlots(table.index, rules.keys, ids, piece, out.slots);
-      Follow(ids, out.slots, piece, ahead, emit);
+      Follow(ids, out.slots, piece, writer.row_bytes(), ahead, emit);
     }
   } else {
     Probe(table.index, rules.keys, ids, range, ahead, emit);
