@@ -12,6 +12,8 @@ namespace {
 constexpr size_t kHugePage = size_t{2} << 20;
 // Below this, the pages of malloc's own arena are warm already.
 constexpr size_t kSmallestAdvised = size_t{4} << 20;
+// From this on, malloc has new pages for each array.
+constexpr size_t kSmallestMapped = size_t{32} << 20;
 
 struct Block {
   void* data;
@@ -67,6 +69,27 @@ Block Map(size_t bytes) {
 
 }  // namespace
 
+namespace {
+
+// Has the system give all small pages from `begin` to `end`, at once: one by
+// one, as they are touched, they take many times as long.
+void TakePages(uintptr_t begin, uintptr_t end) {
+#if defined(MADV_POPULATE_WRITE)
+  constexpr uintptr_t kPage = 4096;
+  begin = begin / kPage * kPage;
+  // Linux before 5.14 refuses, which costs speed only.
+  if (begin < end) {
+    (void)madvise(reinterpret_cast<void*>(begin), end - begin,
+                  MADV_POPULATE_WRITE);
+  }
+#else
+  (void)begin;
+  (void)end;
+#endif
+}
+
+}  // namespace
+
 void AdviseHugePages(void* data, int64_t bytes) {
   if (bytes < static_cast<int64_t>(kSmallestAdvised)) return;
   const auto begin = reinterpret_cast<uintptr_t>(data);
@@ -76,6 +99,9 @@ void AdviseHugePages(void* data, int64_t bytes) {
   if (last <= first) return;
   // A refusal costs speed only.
   (void)madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  if (bytes < static_cast<int64_t>(kSmallestMapped)) return;
+  TakePages(begin, first);
+  TakePages(last, begin + static_cast<uintptr_t>(bytes));
 }
 
 bool KeepFreedMemory() {
