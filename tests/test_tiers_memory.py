@@ -27,10 +27,8 @@ def resident_bytes():
 
 
 @pytest.mark.slow
-# Until a segment is full, the SSD's store has the keys of all its slots at hand:
-# 640 bytes for each batch that was written.
-@pytest.mark.parametrize(("kind", "growth"), [("host_mem", 0), ("ssd", 640)])
-def test_ten_thousand_steps_leave_no_memory_behind(tmp_path, kind, growth):
+@pytest.mark.parametrize("kind", ["host_mem", "ssd"])
+def test_ten_thousand_steps_leave_no_memory_behind(tmp_path, kind):
     every = [tiers_training.batch(t) for t in range(100)]
     with tiers_training.embedding(tiers_training.options(kind, tmp_path)) as emb:
         table = emb.init()
@@ -44,7 +42,7 @@ def test_ten_thousand_steps_leave_no_memory_behind(tmp_path, kind, growth):
         assert oe.stats(table)["victims"] > 10_000
     close_cached("killed")
     # A leak of the rows of a batch would be 2,000 bytes a step.
-    assert (sizes[-1] - sizes[1]) / 8000 < growth + 300
+    assert (sizes[-1] - sizes[1]) / 8000 < 300, sizes
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -62,7 +60,11 @@ def unaccounted_bytes():
     """
     store = open_store("budgets")
     assert store is not None
-    return resident_bytes() - store.stats()["memory_bytes"]
+    said = store.stats()["memory_bytes"]
+    # Four readers, two writers with the keys of a segment, and 40 bytes a row.
+    buffers = 4 * 16 * MIB + 2 * (4 * MIB + 10_000_000)
+    assert said <= HOST_CACHE_MB * MIB + buffers + 40 * ROWS
+    return resident_bytes() - said
 
 
 def train(table, steps, seed):

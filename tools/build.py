@@ -139,7 +139,7 @@ def build_folder(options: argparse.Namespace) -> Path:
 
 def run_tests(folder: Path, options: argparse.Namespace) -> None:
     """Runs the C++ tests that were asked for."""
-    pattern = ".*" if options.tests == "all" else rf"^{options.tests}(\.[0-9]+)?$"
+    pattern = ".*" if options.tests == "all" else rf"^{options.tests}(_v3|\.[0-9]+)?$"
     ctest = [tool("ctest"), "--test-dir", folder, "--parallel", options.jobs]
     output = "--verbose" if options.long else "--output-on-failure"
     run(*ctest, output, "--no-tests=error", "-R", pattern)

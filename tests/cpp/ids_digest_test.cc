@@ -103,7 +103,16 @@ TEST(TheDigestOfABatchKnowsBlocksTablesAndSize) {
   IdsView elsewhere = view;
   elsewhere.table_ids = &other;
   digests.insert(DigestBatch(elsewhere));
-  CHECK_EQ(digests.size(), 5U);
+  // A list of tables that is longer by a zero.
+  const int32_t longer[] = {1, 0};
+  elsewhere.table_ids = longer;
+  elsewhere.table_period = 2;
+  digests.insert(DigestBatch(elsewhere));
+  // The same list, of two microbatches.
+  elsewhere.batch_size /= 2;
+  elsewhere.table_period = 1;
+  digests.insert(DigestBatch(elsewhere));
+  CHECK_EQ(digests.size(), 7U);
 
   uint64_t sum = DigestTables(view);
   for (int64_t i = 0; i < NumDigests(view.size); ++i) {

@@ -85,6 +85,25 @@ TEST(OtherIdsAreSearchedFor) {
   }
 }
 
+TEST(IdsThatWereStagedAreNotSearchedFor) {
+  TestParallel parallel(1);
+  TestCached cached(kDim, kSlots, OptimizerKind::kSgd, "again",
+                    std::make_shared<SimEnv>());
+  const Batch batch = Ids(1, 10);
+  Step(&parallel, &cached, batch);
+  CHECK(Stage(&parallel, cached.Now(), batch.View()));
+  const Seen seen = cached.Read(&parallel, batch);
+  // Were the second id in the slot of the first, as a search would not say:
+  int32_t* const slots = cached.Now().store->staged()->slots();
+  slots[1] = slots[0];
+  const Seen other = cached.Read(&parallel, batch);
+  CHECK_EQ(other.slots[1], seen.slots[0]);
+  for (int64_t c = 0; c < kDim; ++c) {
+    CHECK_EQ(other.activations[static_cast<size_t>(kDim + c)],
+             seen.activations[static_cast<size_t>(c)]);
+  }
+}
+
 TEST(OneOtherIdAmongManyIsSearchedFor) {
   constexpr uint64_t kIds = 3000;
   TestParallel parallel(2);

@@ -209,6 +209,31 @@ TEST(BudgetOfTheIndexIsABound) {
   CHECK(Dump(store.get()) == model);
 }
 
+TEST(MemoryHasBuffersFromTheirFirstUseOn) {
+  StoreOptions options = SmallOptions(std::make_shared<SimEnv>(), 4);
+  options.ssd.segment_bytes = 40 * kBlockBytes;
+  const auto store = OpenStore(options);
+  const auto buffers = [&] {
+    StoreStats stats;
+    CHECK_OK(store->Stats(&stats));
+    return stats.memory_bytes - stats.index_bytes;
+  };
+  CHECK_EQ(buffers(), 0);
+  TestBatch batch;
+  batch.Add({1, 0}, MakeRow({1, 0}, 0, 4));
+  CHECK_OK(store->Put(batch.span(), batch.rows.data()));
+  const int64_t writer = buffers();
+  const int64_t slots = LayoutFor(4).SlotsIn(options.ssd.segment_bytes);
+  CHECK(writer >= options.ssd.write_depth * options.ssd.write_bytes +
+                      slots * int64_t{sizeof(uint64_t) + sizeof(uint16_t)});
+  std::vector<char> row(4);
+  uint8_t found = 0;
+  CHECK_OK(store->Fetch(batch.span(), row.data(), &found));
+  CHECK_EQ(found, 1);
+  // Four reads of 32 KiB, and one that is tried again.
+  CHECK_EQ(buffers() - writer, int64_t{5} * 32 << 10);
+}
+
 TEST(ABudgetBelowTheBuffersIsRefused) {
   StoreOptions options = SmallOptions(std::make_shared<SimEnv>(), 4);
   options.ssd.memory_budget_bytes = 100000;

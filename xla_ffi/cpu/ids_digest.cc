@@ -98,7 +98,11 @@ uint64_t DigestTables(const IdsView& ids) {
   tables.words = reinterpret_cast<const uint32_t*>(ids.table_ids);
   tables.words_per_id = 1;
   tables.size = ids.num_table_ids();
-  uint64_t sum = Xxh64(static_cast<uint64_t>(ids.size), 0);
+  // Digests tell apart lists of one length, so the lengths are part of it.
+  uint64_t sum = static_cast<uint64_t>(ids.words_per_id);
+  for (const int64_t length : {ids.size, ids.batch_size, ids.table_period}) {
+    sum = Xxh64(static_cast<uint64_t>(length), sum);
+  }
   for (int64_t i = 0; i < tables.size; i += kDigestIds) {
     const Range block{i, std::min(i + kDigestIds, tables.size)};
     sum += DigestTerm(DigestIds(tables, block), -1 - i / kDigestIds);

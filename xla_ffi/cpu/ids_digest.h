@@ -39,7 +39,7 @@ inline uint64_t DigestTerm(const IdsDigest& block, int64_t number) {
   return Xxh64(block.sums[0], second);
 }
 
-// The rest of the sum: of the tables, and of how many ids there are.
+// The rest of the sum: of the tables, and of the shape of it all.
 uint64_t DigestTables(const IdsView& ids);
 
 // The digest of a batch.

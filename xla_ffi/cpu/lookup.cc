@@ -147,23 +147,16 @@ Counts LookupRange(const TableView& table, const TableRules& rules,
   const auto emit = [writer, to = &others](const ProbeItem& item) {
     writer.Write(item, to);
   };
-  if (known != nullptr) {
-    for (int64_t i = range.begin; i < range.end; i += kPiece) {
-      const Range piece{i, std::min(i + kPiece, range.end)};
-      if (Knows(*known, ids, piece)) {
-        Follow(ids, known->slots, piece, writer.row_bytes(), ahead, emit);
-      } else {
-        Probe(table.index, rules.keys, ids, piece, ahead, emit);
-      }
-    }
-  } else if (writer.searches_first()) {
-    for (int64_t i = range.begin; i < range.end; i += kPiece) {
-      const Range piece{i, std::min(i + kPiece, range.end)};
-      ProbeSlots(table.index, rules.keys, ids, piece, out.slots);
-      Follow(ids, out.slots, piece, writer.row_bytes(), ahead, emit);
-    }
-  } else {
+  if (known == nullptr && !writer.searches_first()) {
     Probe(table.index, rules.keys, ids, range, ahead, emit);
+  } else {
+    for (int64_t i = range.begin; i < range.end; i += kPiece) {
+      const Range piece{i, std::min(i + kPiece, range.end)};
+      const bool knows = known != nullptr && Knows(*known, ids, piece);
+      if (!knows) ProbeSlots(table.index, rules.keys, ids, piece, out.slots);
+      Follow(ids, knows ? known->slots : out.slots, piece, writer.row_bytes(),
+             ahead, emit);
+    }
   }
   if (writer.streams()) FinishStream();
   // Apart: in vectors it takes a fifth of what it would in `emit`.

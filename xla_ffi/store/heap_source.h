@@ -15,11 +15,15 @@ namespace oneemb {
 // pages, which are asked for.
 class HeapBuffers final : public BufferSource {
  public:
+  // What Take(bytes) takes.
+  static int64_t Rounded(int64_t bytes) {
+    const int64_t align = Alignment(bytes);
+    return (bytes < 1 ? align : bytes + align - 1) / align * align;
+  }
+
   char* Take(int64_t bytes) override {
-    const int64_t align =
-        bytes < 2 * kHugePageBytes ? kBlockBytes : kHugePageBytes;
-    const int64_t rounded =
-        (bytes < 1 ? align : bytes + align - 1) / align * align;
+    const int64_t align = Alignment(bytes);
+    const int64_t rounded = Rounded(bytes);
     auto* const data = static_cast<char*>(std::aligned_alloc(
         static_cast<size_t>(align), static_cast<size_t>(rounded)));
     if (data != nullptr && align == kHugePageBytes) {
@@ -29,6 +33,11 @@ class HeapBuffers final : public BufferSource {
     return data;
   }
   void Return(char* data, int64_t /*bytes*/) override { std::free(data); }
+
+ private:
+  static int64_t Alignment(int64_t bytes) {
+    return bytes < 2 * kHugePageBytes ? kBlockBytes : kHugePageBytes;
+  }
 };
 
 inline BufferSource* HeapSource() {

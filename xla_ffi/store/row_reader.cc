@@ -47,14 +47,16 @@ Status RowReader::Open(Env* env, int depth, int64_t block_bytes,
   ONEEMB_RETURN_IF_ERROR(
       IoQueue::Open(env, static_cast<int>(num_slots), &fresh->queue_));
   ONEEMB_RETURN_IF_ERROR(IoQueue::Open(env, 1, &fresh->again_));
-  ONEEMB_RETURN_IF_ERROR(fresh->memory_.Resize((num_slots + 1) * slot_bytes));
+  ONEEMB_RETURN_IF_ERROR(fresh->again_memory_.Resize(slot_bytes));
+  fresh->again_slot_.data = fresh->again_memory_.data();
+  ONEEMB_RETURN_IF_ERROR(fresh->memory_.Resize(num_slots * slot_bytes));
   // Most reads fill a part of a slot. Touched as they go, the rest would make a
   // long run's memory grow for as long as it lasts.
   char* next = fresh->memory_.data();
   std::memset(next, 0, static_cast<size_t>(fresh->memory_.size()));
-  fresh->again_slot_.data = next;
   for (Slot& slot : fresh->slots_) {
-    slot.data = next += slot_bytes;
+    slot.data = next;
+    next += slot_bytes;
     fresh->free_.push_back(&slot);
   }
   *reader = std::move(fresh);
@@ -62,7 +64,9 @@ Status RowReader::Open(Env* env, int depth, int64_t block_bytes,
 }
 
 int64_t RowReader::MemoryBytes(int depth, int64_t row_bytes) {
-  return (NumSlots(depth, row_bytes) + 1) * SlotBytes(row_bytes);
+  const int64_t slot_bytes = SlotBytes(row_bytes);
+  const int64_t all = NumSlots(depth, row_bytes) * slot_bytes;
+  return HeapBuffers::Rounded(all) + HeapBuffers::Rounded(slot_bytes);
 }
 
 // Fills in the transfer that brings the rows from `begin` on; returns where

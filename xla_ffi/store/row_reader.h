@@ -65,6 +65,7 @@ class RowReader {
 
   const int64_t block_bytes_;
   AlignedBuffer memory_;  // of all slots
+  AlignedBuffer again_memory_;
   Slot again_slot_;
   std::vector<Slot> slots_;
   std::vector<Slot*> free_;

@@ -29,25 +29,29 @@ int64_t SegmentWriter::MemoryBytes(const SegmentWriterOptions& options) {
          options.slots_per_segment * kKeyBytes;
 }
 
-// Memory and queue, at the first use. All of the memory is touched, here and as
-// a segment begins: a long run takes no more than its first steps did.
+// Memory and queue, at the first use.
 Status SegmentWriter::Prepare() {
   if (queue_ != nullptr) return {};
   capacity_ = BufferBytes(options_);
   std::vector<Buffer> buffers(static_cast<size_t>(options_.write_depth));
   for (Buffer& buffer : buffers) {
     ONEEMB_RETURN_IF_ERROR(buffer.memory.Resize(capacity_));
-    std::memset(buffer.memory.data(), 0, static_cast<size_t>(capacity_));
   }
   const auto slots = static_cast<size_t>(options_.slots_per_segment);
   ids_.reserve(slots);
   tables_.reserve(slots);
+  if (options_.memory_bytes != nullptr) {
+    // All is touched: a long run takes no more than its first steps did.
+    for (Buffer& buffer : buffers) {
+      std::memset(buffer.memory.data(), 0, static_cast<size_t>(capacity_));
+    }
+    ids_.resize(slots);
+    tables_.resize(slots);
+    *options_.memory_bytes += MemoryBytes(options_);
+  }
   ONEEMB_RETURN_IF_ERROR(
       IoQueue::Open(options_.env, options_.write_depth, &queue_));
   buffers_ = std::move(buffers);
-  if (options_.memory_bytes != nullptr) {
-    *options_.memory_bytes += MemoryBytes(options_);
-  }
   return {};
 }
 
@@ -60,8 +64,6 @@ Status SegmentWriter::OpenNext() {
   fresh->name = SegmentName(fresh->number, fresh->salt);
   const std::string path = JoinPath(options_.folder, fresh->name);
   const int64_t slots = options_.slots_per_segment;
-  ids_.assign(static_cast<size_t>(slots), 0);
-  tables_.assign(static_cast<size_t>(slots), 0);
   closed_.reserve(closed_.size() + 1);  // so that CloseWith needs no memory
   ONEEMB_RETURN_IF_ERROR(options_.env->Open(path, OpenMode::kCreate,
                                             Caching::kDirect, &fresh->file));
@@ -76,6 +78,8 @@ Status SegmentWriter::OpenNext() {
   fill_ = kBlockBytes;
   offset_ = 0;
   next_slot_ = 0;
+  ids_.clear();
+  tables_.clear();
   segment_ = std::move(fresh);
   return {};
 }
@@ -133,10 +137,12 @@ void SegmentWriter::PutRecords(KeySpan keys, const char* rows) {
         }
       });
   for (int64_t i = 0; i < keys.size; ++i) {
-    ids_[static_cast<size_t>(next_slot_ + i)] = keys[i].id;
-    tables_[static_cast<size_t>(next_slot_ + i)] = keys[i].table;
+    ids_.push_back(keys[i].id);
+    tables_.push_back(keys[i].table);
   }
   next_slot_ += frames * layout.slots_per_frame;
+  ids_.resize(static_cast<size_t>(next_slot_));
+  tables_.resize(static_cast<size_t>(next_slot_));
   fill_ += frames * layout.frame_bytes;
 }
 

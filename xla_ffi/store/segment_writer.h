@@ -25,7 +25,8 @@ struct SegmentWriterOptions {
   int64_t write_bytes;  // of one write
   int write_depth;      // writes in flight
   std::atomic<uint64_t>* next_number;
-  std::atomic<int64_t>* memory_bytes = nullptr;  // grows by what it takes
+  // Of one that lives long: grows by what it takes, all of it at the beginning.
+  std::atomic<int64_t>* memory_bytes = nullptr;
 };
 
 // Rows that lie in consecutive slots of one segment.
@@ -115,7 +116,7 @@ class SegmentWriter {
 
   std::shared_ptr<const Segment> segment_;  // the open one, or null
   int64_t next_slot_ = 0;
-  std::vector<uint64_t> ids_;  // of each slot that a segment can have
+  std::vector<uint64_t> ids_;
   std::vector<uint16_t> tables_;
   std::vector<ClosedSegment> closed_;
   int64_t bytes_written_ = 0;
