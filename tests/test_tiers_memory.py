@@ -61,9 +61,9 @@ def unaccounted_bytes():
     store = open_store("budgets")
     assert store is not None
     said = store.stats()["memory_bytes"]
-    # Four readers, two writers with the keys of a segment, and 40 bytes a row.
-    buffers = 4 * 16 * MIB + 2 * (4 * MIB + 10_000_000)
-    assert said <= HOST_CACHE_MB * MIB + buffers + 40 * ROWS
+    # Four readers, two writers with the keys of a segment, and 28 bytes a row.
+    buffers = 4 * 12.1 * MIB + 2 * (4.1 * MIB + 10_000_000)
+    assert said <= HOST_CACHE_MB * MIB + buffers + 28 * ROWS
     return resident_bytes() - said
 
 

@@ -123,19 +123,6 @@ struct Search {
   int64_t num_tasks() const { return NumTasks(*parallel, ids.size, kGrain); }
 };
 
-// Writes the digests of ids[piece], which begins with a block. Returns what it
-// adds to that of the batch.
-uint64_t DigestPiece(const IdsView& ids, Range piece, IdsDigest* digests) {
-  uint64_t sum = 0;
-  for (int64_t i = piece.begin; i < piece.end; i += kDigestIds) {
-    const int64_t number = i / kDigestIds;
-    const Range block{i, std::min(i + kDigestIds, piece.end)};
-    digests[number] = DigestIds(ids, block);
-    sum += DigestTerm(digests[number], number);
-  }
-  return sum;
-}
-
 // Writes what `batch` has but the number of rows touched. begin_touch(task)
 // returns what is called with each range of the task whose slots are known.
 // Returns the number of positions whose keys are missing.
@@ -153,7 +140,7 @@ int64_t FindAll(const Search& search, TierBatch* batch,
     for (int64_t i = range.begin; i < range.end; i += kPiece) {
       const Range piece{i, std::min(i + kPiece, range.end)};
       if (batch->digests != nullptr) {
-        digest += DigestPiece(ids, piece, batch->digests);
+        digest += DigestBlocks(ids, piece, batch->digests);
       }
       ProbeSlots(search.table.index, search.rules, ids, piece, slots);
       missing +=

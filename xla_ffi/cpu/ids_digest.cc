@@ -92,6 +92,18 @@ IdsDigest DigestIds(const IdsView& ids, Range range) {
   return digest;
 }
 
+uint64_t DigestBlocks(const IdsView& ids, Range range, IdsDigest* digests) {
+  uint64_t sum = 0;
+  for (int64_t i = range.begin; i < range.end; i += kDigestIds) {
+    const int64_t number = i / kDigestIds;
+    const IdsDigest block =
+        DigestIds(ids, {i, std::min(i + kDigestIds, range.end)});
+    if (digests != nullptr) digests[number] = block;
+    sum += DigestTerm(block, number);
+  }
+  return sum;
+}
+
 uint64_t DigestTables(const IdsView& ids) {
   // As if they were ids, in places where no ids are.
   IdsView tables{};
@@ -111,12 +123,7 @@ uint64_t DigestTables(const IdsView& ids) {
 }
 
 uint64_t DigestBatch(const IdsView& ids) {
-  uint64_t sum = DigestTables(ids);
-  for (int64_t i = 0; i < ids.size; i += kDigestIds) {
-    const Range block{i, std::min(i + kDigestIds, ids.size)};
-    sum += DigestTerm(DigestIds(ids, block), i / kDigestIds);
-  }
-  return sum;
+  return DigestTables(ids) + DigestBlocks(ids, {0, ids.size}, nullptr);
 }
 
 }  // namespace oneemb

@@ -34,10 +34,15 @@ const uint32_t* DigestKeys(int sum);
 IdsDigest DigestIds(const IdsView& ids, Range range);
 
 // What a block adds to the digest of its batch, which is a sum, in any order.
+// Blocks of a batch have different numbers.
 inline uint64_t DigestTerm(const IdsDigest& block, int64_t number) {
   const uint64_t second = Xxh64(block.sums[1], static_cast<uint64_t>(number));
   return Xxh64(block.sums[0], second);
 }
+
+// What ids[range], which begins with a block, adds to it. Writes the digests of
+// its blocks to where they are in `digests`, unless that is null.
+uint64_t DigestBlocks(const IdsView& ids, Range range, IdsDigest* digests);
 
 // The rest of the sum: of the tables, and of the shape of it all.
 uint64_t DigestTables(const IdsView& ids);

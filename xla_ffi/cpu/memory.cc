@@ -59,18 +59,6 @@ class BlockPool {
   std::vector<Block> free_;
 };
 
-Block Map(size_t bytes) {
-  void* const data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (data == MAP_FAILED) return {nullptr, 0};
-  AdviseHugePages(data, static_cast<int64_t>(bytes));
-  return {data, bytes};
-}
-
-}  // namespace
-
-namespace {
-
 // Has the system give all small pages from `begin` to `end`, at once: one by
 // one, as they are touched, they take many times as long.
 void TakePages(uintptr_t begin, uintptr_t end) {
@@ -86,6 +74,14 @@ void TakePages(uintptr_t begin, uintptr_t end) {
   (void)begin;
   (void)end;
 #endif
+}
+
+Block Map(size_t bytes) {
+  void* const data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (data == MAP_FAILED) return {nullptr, 0};
+  AdviseHugePages(data, static_cast<int64_t>(bytes));
+  return {data, bytes};
 }
 
 }  // namespace

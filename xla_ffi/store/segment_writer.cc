@@ -47,11 +47,13 @@ Status SegmentWriter::Prepare() {
     }
     ids_.resize(slots);
     tables_.resize(slots);
-    *options_.memory_bytes += MemoryBytes(options_);
   }
   ONEEMB_RETURN_IF_ERROR(
       IoQueue::Open(options_.env, options_.write_depth, &queue_));
   buffers_ = std::move(buffers);
+  if (options_.memory_bytes != nullptr) {
+    *options_.memory_bytes += MemoryBytes(options_);
+  }
   return {};
 }
 
