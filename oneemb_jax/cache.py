@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
+import jax.numpy as jnp
 import numpy as np
 
 from oneemb_jax._ffi import native
@@ -81,14 +83,23 @@ def with_cache(spec: TableSpec, call: str) -> TableSpec:
     return dataclasses.replace(spec, capacity=slots)
 
 
+def _is_traced() -> bool:
+    """Whether arrays that are made now stand for others, as in jax.eval_shape."""
+    return isinstance(jnp.zeros(()), jax.core.Tracer)
+
+
 def init_cached(spec: TableSpec, device: Any = None) -> Table:
     """An empty cached table over a new Store, in the place of any of that name.
+
+    Traced, it is a table without a Store: who asks for shapes empties nothing.
 
     Args:
         spec: of the table.
         device: a ``jax.Device``; None: the default device.
     """
     _check_platform(device, "init")
+    if _is_traced():
+        return init_table(spec, device)
     close_cached(spec.name)
     return _attached(_open_store(spec), spec, device)
 

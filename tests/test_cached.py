@@ -474,6 +474,28 @@ def test_embedding(tmp_path):
         oe.check(table)
 
 
+def test_who_asks_for_shapes_empties_nothing(tmp_path):
+    options = oe.make_cached_ssd_store_options(0.25, tmp_path / "store")
+    with oe.MultiTableEmbedding(
+        "shapes", 4, "float32", "int64", optimizer=oe.sgd(0.1), store_options=options
+    ) as emb:
+        table = train(emb.init(), IDS, GRADS)
+        rows = all_rows(table)
+        oe.save(tmp_path / "snapshot", table=table)
+        shapes = jax.eval_shape(emb.init)
+        assert [x.shape for x in jax.tree.leaves(shapes)] == [
+            x.shape for x in jax.tree.leaves(table)
+        ]
+        traced = jax.jit(emb.init)()
+        with pytest.raises(oe.TableError, match="a Store that is gone"):
+            oe.check(oe.stage(traced, IDS))
+        table = train(table, IDS, 0 * GRADS)
+        oe.check(table)
+        assert all_rows(table) == rows
+        restored = oe.restore(tmp_path / "snapshot", like={"table": shapes})["table"]
+        assert all_rows(restored) == rows
+
+
 def test_options():
     make_ssd = oe.make_cached_ssd_store_options
     assert make_ssd(1, "x", host_cache_budget_mb=8).store_kind == "cached_ssd"
