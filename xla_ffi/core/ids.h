@@ -67,6 +67,26 @@ class IdCursor {
     }
   }
 
+  // The next `count` ids and their tables.
+  void Take(int64_t count, uint64_t* ids, int32_t* tables) {
+    const uint32_t* const words = ids_.words + i_ * ids_.words_per_id;
+    if (ids_.words_per_id == 1) {
+      for (int64_t k = 0; k < count; ++k) ids[k] = words[k];
+    } else {
+      for (int64_t k = 0; k < count; ++k) {
+        ids[k] = words[2 * k] | (uint64_t{words[2 * k + 1]} << 32);
+      }
+    }
+    if (ids_.table_period == 1 && within_ + count < ids_.batch_size) {
+      const int32_t all = table();
+      for (int64_t k = 0; k < count; ++k) tables[k] = all;
+      i_ += count;
+      within_ += count;
+      return;
+    }
+    for (int64_t k = 0; k < count; ++k, Next()) tables[k] = table();
+  }
+
  private:
   const IdsView& ids_;
   int64_t i_;

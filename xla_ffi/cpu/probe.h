@@ -109,17 +109,16 @@ class ProbeStages {
   void Start(int64_t begin, int64_t size, ProbeBlock* block) {
     block->begin = begin;
     block->size = size;
+    cursor_.Take(size, block->ids, block->tables);
     for (int64_t k = 0; k < size; ++k) {
-      const uint64_t id = cursor_.id();
-      const int32_t table = cursor_.table();
-      cursor_.Next();
-      const uint64_t hash = HashKey(rules_.MakeKey(id, table));
-      block->ids[k] = id;
-      block->tables[k] = table;
+      const Key key = rules_.MakeKey(block->ids[k], block->tables[k]);
+      const uint64_t hash = HashKey(key);
       block->tags[k] = HashTag(hash);
       block->buckets[k] = index_.buckets + HomeBucket(hash, index_.num_buckets);
-      block->slots[k] = rules_.Reject(id, table);
       PrefetchRead(block->buckets[k]);
+    }
+    for (int64_t k = 0; k < size; ++k) {
+      block->slots[k] = rules_.Reject(block->ids[k], block->tables[k]);
     }
   }
 
