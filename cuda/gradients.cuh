@@ -67,17 +67,19 @@ class StagedGradients {
   // Whether rows are narrow: each lane has one column vector, and all windows
   // of a warp find room.
   static bool Fits(const RowShape& shape) {
-    return shape.dim <= shape.lanes * kWidth &&
-           shape.lanes * int{sizeof(Word)} <= kStagedBytes;
+    return shape.dim <= shape.lanes() * kWidth &&
+           shape.lanes() * int{sizeof(Word)} <= kStagedBytes;
   }
 
   // Asks for the gradients of entries [begin, end).
   __device__ void Ask(int begin, int end) const {
-    const int lanes = shape_.lanes;
-    const int column = Lane() % lanes * kWidth;
+    const int lane = shape_.LaneOf(Lane());
+    const int column = lane * kWidth;
     if (column >= shape_.dim) return;
-    for (int e = begin + Lane() / lanes; e < end; e += kWarp / lanes) {
-      Copy(&shared_->words[e * lanes + Lane() % lanes], gradients_[e] + column);
+    const int step = shape_.groups();
+    for (int e = begin + shape_.GroupOf(Lane()); e < end; e += step) {
+      Copy(&shared_->words[(e << shape_.lane_bits) + lane],
+           gradients_[e] + column);
     }
   }
 
@@ -89,13 +91,14 @@ class StagedGradients {
 
   struct Run {
     const Word* words;
-    int lanes;
+    int lane_bits;
 
-    __device__ Word Get(int k) const { return words[k * lanes]; }
+    __device__ Word Get(int k) const { return words[k << lane_bits]; }
   };
   __device__ Run From(int first, int column) const {
-    return {shared_->words + first * shape_.lanes + column / kWidth,
-            shape_.lanes};
+    return {shared_->words + (first << shape_.lane_bits) +
+                static_cast<unsigned>(column) / kWidth,
+            shape_.lane_bits};
   }
 
  private:

@@ -111,8 +111,9 @@ __device__ __forceinline__ void GatherRows(const LookupArgs& a, int64_t first,
   using Out = Packed<Access, kWidth>;
   using Floats = PackedFloats<kWidth>;
   const int dim = a.shape.dim;
-  const int groups = kWarp / a.shape.lanes;
-  const int group = Lane() / a.shape.lanes;
+  const int lanes = a.shape.lanes();
+  const int groups = kWarp / lanes;
+  const int group = Lane() / lanes;
   const uint32_t row_words = static_cast<uint32_t>(a.table.row_words);
   const float* const rows = reinterpret_cast<const float*>(a.table.rows);
   auto* out = static_cast<typename Access::Storage*>(a.out.activations) +
@@ -125,8 +126,7 @@ __device__ __forceinline__ void GatherRows(const LookupArgs& a, int64_t first,
       const int32_t its = __shfl_sync(kAllLanes, slot, from);
       slots[k] = from < a.warp_ids ? its : kSlotPadding;
     }
-    for (int c = Lane() % a.shape.lanes * kWidth; c < dim;
-         c += a.shape.lanes * kWidth) {
+    for (int c = Lane() % lanes * kWidth; c < dim; c += lanes * kWidth) {
       typename Floats::Type words[kAhead];
 #pragma unroll
       for (int k = 0; k < kAhead; ++k) {

@@ -29,13 +29,13 @@ constexpr int kReduceThreads = kReduceWarps * kWarp;
 // warp, the one block that a window of a hot row has would leave the other
 // lanes idle: then a warp has several windows.
 inline void ShareWindows(ReduceArgs* args) {
-  const int groups = kWarp / args->shape.lanes;  // rows side by side
+  const int groups = args->shape.groups();
   args->windows_per_warp = 1;
-  args->warps_per_window = 1;
+  args->window_warp_bits = 0;
   if (IsSmallBatch(args->n)) {
-    args->warps_per_window = groups > 1 ? 2 : 4;
+    args->window_warp_bits = groups > 1 ? 1 : 2;
   } else if (args->n <= (1 << 19)) {
-    args->warps_per_window = 2;
+    args->window_warp_bits = 1;
   } else if (groups > 1) {
     args->windows_per_warp =
         groups / 2 < kMaxWindows ? groups / 2 : kMaxWindows;
@@ -129,12 +129,14 @@ __global__ __launch_bounds__(kReduceThreads, 12) void ReduceKernel(
   WaitForPrevious();
   if (*a.active == 0) return;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int64_t index = int64_t{blockIdx.x} * kReduceWarps + warp;
-  const int64_t begin = index / a.warps_per_window * a.windows_per_warp * kWarp;
+  // At most 2^29 entries, so at most as many warps.
+  const uint32_t index = blockIdx.x * kReduceWarps + warp;
+  const int sub = static_cast<int>(index) & (a.warps_per_window() - 1);
+  const uint32_t begin =
+      (index >> a.window_warp_bits) * a.windows_per_warp * kWarp;
   if (begin >= a.n) return;
   const auto first = static_cast<int32_t>(begin);
-  const int sub = static_cast<int>(index % a.warps_per_window);
-  const LaneGroup group = MakeLaneGroup(a.shape.lanes);
+  const LaneGroup group = MakeLaneGroup(a.shape);
   const Reducer<typename Gradients::Elements> reduce(a, group);
   auto& shared = windows[warp];
   const WindowSlots slots = ReadWindows(reduce, first, &shared);
@@ -142,7 +144,7 @@ __global__ __launch_bounds__(kReduceThreads, 12) void ReduceKernel(
   const Gradients gradients(&staged[warp], shared.gradients, a.shape);
   const int own = a.windows_per_warp * kWarp;
   gradients.Ask(0, own);
-  if (!Gradients::kStaged && a.warps_per_window > 1) {
+  if (!Gradients::kStaged && a.window_warp_bits > 0) {
     PrefetchWindow(reduce, slots, sub, shared);
   }
   Sink sink(sink_args, a.shape, &sink_shared[warp]);
@@ -150,9 +152,9 @@ __global__ __launch_bounds__(kReduceThreads, 12) void ReduceKernel(
   if (count > 0) gradients.Ask(own, shared.items[count - 1].end());
   if (Gradients::kStaged) PrefetchRows(shared, count, sink);
   gradients.Await();
-  const int groups = kWarp / a.shape.lanes;
-  const int stride = groups * a.warps_per_window;
-  for (int i = sub * groups + Lane() / a.shape.lanes; i < count; i += stride) {
+  const int groups = a.shape.groups();
+  const int stride = groups << a.window_warp_bits;
+  for (int i = sub * groups + group.number; i < count; i += stride) {
     if (!Gradients::kStaged && i + stride < count) {
       PrefetchNext(reduce, shared, i + stride, sink);
     }
@@ -170,7 +172,7 @@ cudaError_t LaunchReduceBy(cudaStream_t stream, const ReduceArgs& args,
                           ? ReduceKernel<Staged, Sink>
                           : ReduceKernel<GradientsInPlace<Elements>, Sink>;
   const int64_t warps =
-      CeilDiv(args.n, args.windows_per_warp * kWarp) * args.warps_per_window;
+      CeilDiv(args.n, args.windows_per_warp * kWarp) * args.warps_per_window();
   return LaunchNext<kReduceThreads>(stream, kernel,
                                     NumBlocks(warps, kReduceWarps), args, sink);
 }

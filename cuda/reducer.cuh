@@ -22,11 +22,13 @@ struct ReduceArgs {
   uint32_t sentinel;
   RowShape shape;
   int32_t windows_per_warp;
-  int32_t warps_per_window;  // one of the two is 1
+  int32_t window_warp_bits;  // of the warps that share a window, where they do
   const uint32_t* active;
   float* partials;       // [PartialCount(n), dim]
   uint32_t* tickets;     // [PartialCount(n)], begin as zeros
   uint64_t* non_finite;  // gradients with a NaN or an infinity; may be null
+
+  ONEEMB_HD int warps_per_window() const { return 1 << window_warp_bits; }
 };
 
 // Sums of blocks: two a window, one of the row that begins in it and goes on,
@@ -40,6 +42,7 @@ struct LaneGroup {
   uint32_t mask;
   int lane;  // in the group
   int lanes;
+  int number;  // of the group, in the warp
 
   __device__ bool Any(bool value) const {
     return __ballot_sync(mask, value) != 0;
@@ -47,10 +50,10 @@ struct LaneGroup {
   __device__ void Sync() const { __syncwarp(mask); }
 };
 
-__device__ __forceinline__ LaneGroup MakeLaneGroup(int lanes) {
-  const uint32_t low = lanes == kWarp ? kAllLanes : (1U << lanes) - 1;
-  const int first = Lane() / lanes * lanes;
-  return {low << first, Lane() - first, lanes};
+__device__ __forceinline__ LaneGroup MakeLaneGroup(const RowShape& shape) {
+  const int lane = shape.LaneOf(Lane());
+  const uint32_t low = kAllLanes >> (kWarp - shape.lanes());
+  return {low << (Lane() - lane), lane, shape.lanes(), shape.GroupOf(Lane())};
 }
 
 // A row of the sorted entries.
@@ -159,7 +162,7 @@ class Reducer {
   // Asks for share `sub` of a gradient.
   __device__ void PrefetchShare(const Storage* gradient, int sub) const {
     constexpr int kLineColumns = kLine / int{sizeof(Storage)};
-    const int step = a_.warps_per_window * kLineColumns;
+    const int step = a_.warps_per_window() * kLineColumns;
     for (int c = sub * kLineColumns; c < a_.shape.dim; c += step) {
       PrefetchLine(gradient + c);
     }

@@ -24,7 +24,7 @@ template <int kSums, int kWidth>
 class ColumnSums {
  public:
   __device__ ColumnSums(ColumnSumShared* shared, const LaneGroup& group)
-      : shared_(shared), group_(group), index_(Lane() / group.lanes) {
+      : shared_(shared), group_(group), index_(group.number) {
     for (int j = group.lane; j < kColumnLanes; j += group.lanes) {
       for (int s = 0; s < kSums; ++s) shared_->lanes[s][index_][j] = 0.0F;
     }
