@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import statistics
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import machine
@@ -11,8 +12,9 @@ from cells import PHASES, Batches, Cell, make_batches
 from systems import Kind, System
 
 _SETTLE = 0.004  # threads of the last system may spin for a while
-_CALLS = 4  # that a turn takes the mean of
-_LONG = 100  # milliseconds, of a call that is a turn by itself
+_WARM_CALLS = 3  # most calls of a turn that are not timed; at least one
+_CALLS = 4  # most calls that a turn takes the mean of; at least one
+_LONG = 0.25  # seconds after which no further call of either sort begins
 _QUIET = 0.06  # most of the processors that others may have had in a round
 _PATIENCE = 3  # times the budget, when rounds are not quiet
 _HOPELESS = 3  # times the best peer: such a system is timed in few rounds
@@ -53,21 +55,33 @@ def _call(system: System, phase: str, k: int) -> tuple[float, int]:
     return 1e3 * elapsed, machine.page_faults() - faults
 
 
+def _calls(
+    system: System, phase: str, batches: Iterable[int]
+) -> list[tuple[float, int]]:
+    """Milliseconds and page faults of a call for each batch, while time is left."""
+    calls: list[tuple[float, int]] = []
+    start = time.monotonic()
+    for k in batches:
+        calls.append(_call(system, phase, k))
+        if time.monotonic() - start > _LONG:
+            break
+    return calls
+
+
 def _time(system: System, phase: str, turn: int) -> tuple[float, int]:
     """Milliseconds and page faults of a call, as a loop of them has it.
 
-    The first call of a turn finds the caches full of what the last system read,
-    so others follow, whose mean is taken: unless it took so long by itself that
-    this does not matter. Turns begin an odd number of batches apart, so that
-    those of one call go through all of them.
+    The first calls of a turn find the caches full of what the last system read,
+    and memory that it let go, which a virtual machine may have handed back to its
+    host and must ask for again. So the mean of later ones is taken. Turns begin an
+    odd number of batches apart, so that they go through all of them.
     """
     time.sleep(_SETTLE)
-    first = turn * (_CALLS + 1)
-    calls = [_call(system, phase, first)]
-    if calls[0][0] < _LONG:
-        later = range(first + 1, first + 1 + _CALLS)
-        calls = [_call(system, phase, k) for k in later]
-    times, faults = zip(*calls, strict=True)
+    first = turn * (2 * _WARM_CALLS + 1)
+    warm = _calls(system, phase, range(first, first + _WARM_CALLS))
+    first += len(warm)
+    timed = _calls(system, phase, range(first, first + _CALLS))
+    times, faults = zip(*timed, strict=True)
     return statistics.mean(times), round(statistics.mean(faults))
 
 
