@@ -13,6 +13,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import io_callback
 
 from oneemb_jax._ffi import native
 from oneemb_jax.spec import TableSpec
@@ -22,6 +23,7 @@ from oneemb_jax.table import (
     Table,
     TableError,
     init_table,
+    nonce_words,
     num_buckets,
 )
 
@@ -91,17 +93,28 @@ def _is_traced() -> bool:
 def init_cached(spec: TableSpec, device: Any = None) -> Table:
     """An empty cached table over a new Store, in the place of any of that name.
 
-    Traced, it is a table without a Store: who asks for shapes empties nothing.
-
     Args:
         spec: of the table.
         device: a ``jax.Device``; None: the default device.
     """
     _check_platform(device, "init")
     if _is_traced():
-        return init_table(spec, device)
+        return _init_when_run(spec, device)
     close_cached(spec.name)
     return _attached(_open_store(spec), spec, device)
+
+
+def _init_when_run(spec: TableSpec, device: Any) -> Table:
+    """The same in a program that is traced: who asks for its shapes opens no Store."""
+
+    def open_store() -> np.ndarray:
+        close_cached(spec.name)
+        store = _open_store(spec)
+        return nonce_words(_attach(store, spec))
+
+    words = jax.ShapeDtypeStruct((1, 2), np.uint32)
+    nonce = io_callback(open_store, words)
+    return dataclasses.replace(init_table(spec, device), store_nonce=nonce)
 
 
 def load_cached(spec: TableSpec, device: Any, folder: str) -> Table:
@@ -117,6 +130,11 @@ def load_cached(spec: TableSpec, device: Any, folder: str) -> Table:
     """
     _check_platform(device, "load_snapshot")
     found = _open.get(spec.name)
+    if _is_traced():
+        raise ValueError(
+            "load_snapshot(): it reads files, and so cannot be part of a program; call "
+            "it outside of jax.jit and jax.eval_shape."
+        )
     if found is not None and found.spec == spec:
         # Steps that are under way find their table stale from then on.
         native.replace_store(spec.name, os.fsencode(folder))
@@ -172,14 +190,24 @@ def _open_store(spec: TableSpec) -> Store:
 
 def _attached(store: Store, spec: TableSpec, device: Any) -> Table:
     """An empty cache over a Store, which is that of the table's name now."""
+    nonce = _attach(store, spec)
+    try:
+        return init_table(spec, device, nonce=nonce)
+    except BaseException:
+        close_cached(spec.name)
+        raise
+
+
+def _attach(store: Store, spec: TableSpec) -> int:
+    """Makes a Store that of the table's name. Returns its nonce."""
     try:
         nonce = store.attach(spec.name, spec.capacity)
-        _open[spec.name] = _Open(store, nonce, spec)
-        return init_table(spec, device, nonce=nonce)
     except BaseException:
         close_cached(spec.name)
         store.close()
         raise
+    _open[spec.name] = _Open(store, nonce, spec)
+    return nonce
 
 
 def close_cached(name: str) -> None:

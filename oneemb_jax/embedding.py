@@ -108,9 +108,9 @@ class _Embedding(SnapshotMethods):
         """A new table, empty: every id reads its initial row.
 
         A cached table has a Store, of which there is one a name: to call this again
-        empties it, and makes tables that were made before stale. Not so where JAX
-        traces the call: ``jax.eval_shape(emb.init)`` has the shapes, to restore into,
-        and ``jax.jit(emb.init)()`` a table without a Store, which is as good as stale.
+        empties it, and makes tables that were made before stale. Within ``jax.jit``
+        that is done when the program runs; ``jax.eval_shape(emb.init)`` has the shapes
+        alone, to restore into.
 
         Args:
             device: a ``jax.Device``; None means JAX's default device.

@@ -269,6 +269,11 @@ def _empty_arrays(spec: TableSpec, capacity: int) -> list[jax.Array]:
     return _ffi.call("oneemb_create", shapes, **spec.attributes())
 
 
+def nonce_words(nonce: int) -> np.ndarray:  # u32[1, 2]
+    """The number of a table's Store, as a leaf has it."""
+    return np.array([[nonce]], np.uint64).view(np.uint32)
+
+
 def init_table(
     spec: TableSpec,
     device: Any = None,
@@ -291,7 +296,6 @@ def init_table(
             f"init(device={device!r}): pass a jax.Device, such as jax.devices()[0]."
         )
     capacity = check_capacity(capacity or spec.capacity, "init")
-    store_nonce = np.array([[nonce]], np.uint64).view(np.uint32)
     constant = spec.optimizer.learning_rate
     rate = np.float32(0.0 if callable(constant) else constant)
     # default_device(None) would undo a default that the caller has set.
@@ -306,7 +310,7 @@ def init_table(
             step=jnp.zeros((1,), jnp.uint32),
             layout_version=jnp.zeros((1, 2), jnp.uint32),
             generation=jnp.zeros((1,), jnp.uint32),
-            store_nonce=jnp.array(store_nonce),
+            store_nonce=jnp.array(nonce_words(nonce)),
             learning_rate=jnp.asarray(rate.reshape(1).view(np.uint32)),
             residency=residency[0] if residency else None,
             spec=spec,

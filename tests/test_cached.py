@@ -486,14 +486,33 @@ def test_who_asks_for_shapes_empties_nothing(tmp_path):
         assert [x.shape for x in jax.tree.leaves(shapes)] == [
             x.shape for x in jax.tree.leaves(table)
         ]
-        traced = jax.jit(emb.init)()
-        with pytest.raises(oe.TableError, match="a Store that is gone"):
-            oe.check(oe.stage(traced, IDS))
+        load = emb.load_snapshot
+        with pytest.raises(ValueError, match=r"outside of jax\.jit"):
+            jax.eval_shape(lambda: load(tmp_path / "snapshot" / "table-0"))
         table = train(table, IDS, 0 * GRADS)
         oe.check(table)
         assert all_rows(table) == rows
         restored = oe.restore(tmp_path / "snapshot", like={"table": shapes})["table"]
         assert all_rows(restored) == rows
+
+
+def test_init_as_part_of_a_program(tmp_path):
+    options = oe.make_cached_ssd_store_options(0.25, tmp_path)
+    with oe.MultiTableEmbedding(
+        "jitted", 4, "float32", "int64", optimizer=oe.sgd(0.1), store_options=options
+    ) as emb:
+
+        @jax.jit
+        def first_step():
+            return oe.stage(emb.init(), PACKED)
+
+        train(first_step(), IDS + 10, GRADS)
+        table = train(first_step(), IDS, GRADS)  # begins anew
+        assert oe.stats(table)["inserts"] == oe.size(table) == 3
+        rows = all_rows(table)
+        assert all_rows(train(emb.init(), IDS, GRADS)) == rows
+        with pytest.raises(oe.TableError, match="a Store that is gone"):
+            oe.check(table)
 
 
 def test_options():
