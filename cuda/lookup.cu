@@ -111,6 +111,7 @@ __device__ __forceinline__ void GatherRows(const LookupArgs& a, int64_t first,
   using Out = Packed<Access, kWidth>;
   using Floats = PackedFloats<kWidth>;
   const int dim = a.shape.dim;
+  // Divided by: with shifts in their place nvcc runs out of registers.
   const int lanes = a.shape.lanes();
   const int groups = kWarp / lanes;
   const int group = Lane() / lanes;

@@ -48,6 +48,7 @@ void CheckTake(const IdsView& view, int64_t begin, std::mt19937_64* random) {
     }
     begin += count;
   }
+  cursor.Take(0, ids.data(), tables.data());
 }
 
 TEST(TakenIdsAndTablesAreThoseOfTheirPositions) {

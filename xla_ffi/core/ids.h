@@ -69,6 +69,7 @@ class IdCursor {
 
   // The next `count` ids and their tables.
   void Take(int64_t count, uint64_t* ids, int32_t* tables) {
+    if (count == 0) return;
     const uint32_t* const words = ids_.words + i_ * ids_.words_per_id;
     if (ids_.words_per_id == 1) {
       for (int64_t k = 0; k < count; ++k) ids[k] = words[k];

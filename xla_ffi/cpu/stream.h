@@ -1,4 +1,4 @@
-// Copies of rows: inlined, since a call takes as long as a short row does.
+// Copies of rows: short ones inlined, since a call takes as long.
 //
 // Those that stream go past the caches, for outputs larger than the caches
 // hold: they save reading each line before it is written, and leave the table's
@@ -64,13 +64,17 @@ inline void CopyFloats(const float* ONEEMB_RESTRICT in, int64_t n,
     _mm256_storeu_ps(out + c, _mm256_loadu_ps(in + c));
     std::atomic_signal_fence(std::memory_order_seq_cst);
   }
-#elif defined(__SSE2__)
+#endif
+#if defined(__SSE2__)
   for (; c + 4 <= n; c += 4) {
     _mm_storeu_ps(out + c, _mm_loadu_ps(in + c));
     std::atomic_signal_fence(std::memory_order_seq_cst);
   }
 #endif
-  for (; c < n; ++c) out[c] = in[c];
+  for (; c < n; ++c) {
+    out[c] = in[c];
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+  }
 }
 
 // Orders streamed stores before whatever tells others that they are there.
