@@ -1,7 +1,7 @@
 """Measures lookup, update and the whole step on CPU, beside other systems.
 
-    python benchmarks/cpu.py                   # the whole grid; about an hour
-    python benchmarks/cpu.py --quick           # a part of it; a few minutes
+    python benchmarks/cpu.py                   # the whole grid; two hours
+    python benchmarks/cpu.py --quick           # a part of it; ten minutes
     python benchmarks/cpu.py --cell 65536,64,zipf,sgd --systems oneemb plain
 
 Writes one JSON file (`--json`), from which `--report` makes the tables again,

@@ -68,16 +68,14 @@ def _calls(
     return calls
 
 
-def _time(system: System, phase: str, turn: int) -> tuple[float, int]:
+def _time(system: System, phase: str, first: int) -> tuple[float, int]:
     """Milliseconds and page faults of a call, as a loop of them has it.
 
     The first calls of a turn find the caches full of what the last system read,
     and memory that it let go, which a virtual machine may have handed back to its
-    host and must ask for again. So the mean of later ones is taken. Turns begin an
-    odd number of batches apart, so that they go through all of them.
+    host and must ask for again. So the mean of later ones is taken.
     """
     time.sleep(_SETTLE)
-    first = turn * (2 * _WARM_CALLS + 1)
     warm = _calls(system, phase, range(first, first + _WARM_CALLS))
     first += len(warm)
     timed = _calls(system, phase, range(first, first + _CALLS))
@@ -92,10 +90,11 @@ def _round(systems: dict[str, System], number: int) -> Round:
     done = Round()
     guard = machine.Guard()
     for i, phase in enumerate(PHASES):
-        turn = number * len(PHASES) + i
+        # Rounds begin 7 batches apart, and so with all of them, of 8, 4 or 3.
+        first = number * (_WARM_CALLS + _CALLS) + i
         for name in names[shift:] + names[:shift]:
             at = name, phase
-            done.times[at], done.faults[at] = _time(systems[name], phase, turn)
+            done.times[at], done.faults[at] = _time(systems[name], phase, first)
     done.noise = guard.share()
     return done
 
