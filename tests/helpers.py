@@ -60,6 +60,15 @@ def train(table: oe.Table, ids: Any, grads: Any, **options: Any) -> oe.Table:
     return oe.update(table, ctx, np.asarray(grads), **options)
 
 
+def all_rows(table: oe.Table) -> dict[int, list[float]]:
+    """The rows of a table by their ids."""
+    return {
+        int(i): row.tolist()
+        for ids, _, rows in oe.items(table)
+        for i, row in zip(ids, rows, strict=True)
+    }
+
+
 def bits(tree: Any) -> list[bytes]:
     """Every bit of a pytree of arrays."""
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]

@@ -23,6 +23,7 @@ TESTS = [
     "test_cuda_tiers.py",
     "test_cuda_failure.py",
     "test_cached.py",
+    "test_cached_embedding.py",
     "test_tiers.py",
 ]
 TESTS += ["test_tiers_in_flight.py", "test_tiers_snapshot.py"]
