@@ -45,7 +45,7 @@ _open: dict[str, _Open] = {}
 
 def cache_bytes(spec: TableSpec, slots: int) -> int:
     """Device memory of a cache: rows, index, clock and residency."""
-    index = num_buckets(slots, is_cached=True) * 4 * BUCKET_WORDS
+    index = num_buckets(slots) * 4 * BUCKET_WORDS
     return slots * 4 * (spec.row_words + 3) + index
 
 

@@ -87,7 +87,7 @@ def stats(table: Table) -> dict[str, int | float]:
         ``bad_table_ids``, ``non_finite_gradients`` (applied; a row whose sum or
         scaled sum overflows counts as one), ``bad_learning_rates``, ``unstaged``,
         ``stale``, ``damaged_contexts``, ``bytes`` (all arrays), ``index_bytes``,
-        ``row_bytes``.
+        ``clock_bytes`` (of a cached table, its residency too), ``row_bytes``.
 
         Of a cached table, ``capacity`` are the slots of its cache and ``load`` is
         the share of them in use, ``cached_rows``. It has more figures: ``staged``
@@ -127,10 +127,9 @@ def stats_of(table: Table, counters: dict[str, int]) -> dict[str, int | float]:
         "hit_rate": counters["hits"] / looked_up if looked_up else 0.0,
         "step": int(np.array(table.step)[0]),
         "bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
-        "index_bytes": sum(
-            4 * leaf.size
-            for leaf in (table.index, table.clock, table.residency)
-            if leaf is not None
+        "index_bytes": 4 * table.index.size,
+        "clock_bytes": sum(
+            4 * leaf.size for leaf in (table.clock, table.residency) if leaf is not None
         ),
         "row_bytes": 4 * table.rows.size,
     }

@@ -229,14 +229,14 @@ def is_table(x: Any) -> bool:
     return isinstance(x, Table)
 
 
-def num_buckets(capacity: int, is_cached: bool = False) -> int:
-    """Buckets for ``capacity`` rows: 80 % full at most, 20 bytes a row.
+def num_buckets(capacity: int) -> int:
+    """Buckets for ``capacity`` rows: 24 bytes a row, two thirds full (of four on)."""
+    return 1 if capacity < BUCKET_ENTRIES else (capacity * 3 + 7) // 8
 
-    A cache is always full, and what it is asked for is often not there: such a search
-    passes fewer buckets where they are two thirds full, 24 bytes a row.
-    """
-    sixteenths = 6 if is_cached else 5
-    return 1 if capacity < BUCKET_ENTRIES else (capacity * sixteenths + 15) // 16
+
+def _fuller_index(capacity: int) -> int:
+    """Buckets at four fifths full: of tables that were saved when those were made."""
+    return 1 if capacity < BUCKET_ENTRIES else (capacity * 5 + 15) // 16
 
 
 def check_capacity(capacity: Any, call: str) -> int:
@@ -253,7 +253,7 @@ def check_capacity(capacity: Any, call: str) -> int:
 def array_shapes(spec: TableSpec, capacity: int) -> list[jax.ShapeDtypeStruct]:
     """Shapes of index, rows and clock of a table of ``capacity`` rows."""
     shapes = (
-        (num_buckets(capacity, spec.is_cached), BUCKET_WORDS),
+        (num_buckets(capacity), BUCKET_WORDS),
         (capacity, spec.row_words),
         (capacity,),
     )
@@ -358,6 +358,9 @@ def _check_shapes(table: Table, call: str) -> None:
     }
     if table.spec.is_cached:
         wanted |= {"residency": (capacity, 2), "store_nonce": (1, 2)}
+    fuller = (_fuller_index(capacity), BUCKET_WORDS)
+    if np.shape(table.index) == fuller and not table.spec.is_cached:
+        wanted["index"] = fuller
     for name, shape in wanted.items():
         leaf = getattr(table, name)
         if np.shape(leaf) != shape or leaf.dtype != np.uint32:

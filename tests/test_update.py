@@ -1,5 +1,7 @@
 """update: sums, insertion, scalars, microbatches, and what is counted."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -253,8 +255,24 @@ class TestCapacity:
         assert oe.stats(table)["overflows"] == 1
 
     def test_index_bytes_a_row(self):
-        stats = oe.stats(make_table(1, capacity=100_000))
-        assert stats["index_bytes"] <= 24 * 100_000
+        table = make_table(1, capacity=100_000)
+        stats = oe.stats(table)
+        assert stats["index_bytes"] == table.index.nbytes <= 24 * 100_000
+        assert stats["clock_bytes"] == table.clock.nbytes == 4 * 100_000
+
+    def test_a_fuller_index_of_a_table_that_was_saved(self):
+        table = make_table(2, capacity=1000)
+        fuller = dataclasses.replace(table, index=jnp.zeros((313, 16), jnp.uint32))
+        ids = np.random.default_rng(3).permutation(1000)
+        grads = np.ones((1000, 2), np.float32)
+        wanted = oe.get_rows(train(table, ids, grads), ids)
+        found = train(fuller, ids, grads)
+        assert found.index.shape == fuller.index.shape
+        assert oe.size(found) == 1000
+        np.testing.assert_array_equal(
+            oe.get_rows(found, ids).embedding, wanted.embedding
+        )
+        assert oe.grow(found).index.shape == (750, 16)
 
 
 class TestScalars:

@@ -46,12 +46,13 @@ static_assert(sizeof(Bucket) == kBucketWords * sizeof(uint32_t),
 
 struct IndexView {
   Bucket* buckets;
-  int64_t num_buckets;  // at most 2^32
+  int64_t num_buckets;  // below 2^32
 };
 
-// Buckets for `capacity` keys: filled to 80 %, or 20 bytes a row.
+// Buckets for `capacity` keys: filled to two thirds (from four on), or 24 bytes
+// a row.
 ONEEMB_HD int64_t NumBuckets(int64_t capacity) {
-  return capacity < 4 ? 1 : (capacity * 5 + 15) / 16;
+  return capacity < kBucketEntries ? 1 : (capacity * 3 + 7) / 8;
 }
 
 ONEEMB_HD uint64_t HashKey(Key key) {

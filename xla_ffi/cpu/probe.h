@@ -160,8 +160,8 @@ class ProbeStages {
 
  private:
   // Buckets that are looked into together. In an index as full as a table makes
-  // it, 80 %, a sixth of the keys are not at home, and all but a sixth of those
-  // are in the next three.
+  // it, two thirds, a tenth of the keys are not at home, and nearly all of
+  // those are in the next three.
   static constexpr int kStride = 3;
 
   int32_t Look(const ProbeBlock& block, int64_t k) const {
