@@ -2,10 +2,10 @@
 #include "cuda/arguments.h"
 #include "cuda/chain.cuh"
 #include "cuda/checksum.cuh"
-#include "cuda/index.cuh"
 #include "cuda/lanes.h"
 #include "cuda/lookup.h"
 #include "cuda/new_row.cuh"
+#include "cuda/search.cuh"
 #include "cuda/vector.cuh"
 #include "cuda/warp.cuh"
 
@@ -57,7 +57,7 @@ __device__ Found FindOne(const LookupArgs& a, int64_t i, bool valid,
   }
   bool searches = found.slot == 0;
   if (a.state != nullptr && a.state->stale != 0 && searches) {
-    searches = false;  // of a stale table nothing is read
+    searches = false;  // of a stale table no row is read
     found.slot = kSlotMissing;
   }
   const int32_t slot = ProbeIndex(
@@ -90,59 +90,60 @@ __device__ uint32_t CountFound(const LookupArgs& a, bool valid, int32_t slot,
   const uint32_t misses = __ballot_sync(kAllLanes, missing);
   const uint32_t bad = __ballot_sync(kAllLanes, valid && slot == kSlotBadTable);
   const uint32_t sum = __reduce_add_sync(kAllLanes, checksum);
-  switch (Lane()) {
-    case kLookupHits:
-      return static_cast<uint32_t>(__popc(hits));
-    case kLookupMisses:
-      return static_cast<uint32_t>(__popc(misses));
-    case kLookupBadTables:
-      return static_cast<uint32_t>(__popc(bad));
-    default:
-      return sum;
-  }
+  const int lane = Lane();
+  const uint32_t lanes = lane == kLookupHits     ? hits
+                         : lane == kLookupMisses ? misses
+                                                 : bad;
+  return lane <= kLookupBadTables ? static_cast<uint32_t>(__popc(lanes)) : sum;
 }
 
 // Copies the rows of a warp's ids, from position `first` on, to the output;
 // `slot` is that of this lane's id. As many lanes a row as it has column
 // vectors, and kAhead rows under way at once for each lane.
 template <class Access, int kWidth>
-__device__ __forceinline__ void GatherRows(const LookupArgs& a, int64_t first,
+__device__ __forceinline__ void GatherRows(const LookupArgs& a, uint32_t first,
                                            int32_t slot) {
   using Out = Packed<Access, kWidth>;
   using Floats = PackedFloats<kWidth>;
   const int dim = a.shape.dim;
-  // Divided by: with shifts in their place nvcc runs out of registers.
-  const int lanes = a.shape.lanes();
-  const int groups = kWarp / lanes;
-  const int group = Lane() / lanes;
-  const uint32_t row_words = static_cast<uint32_t>(a.table.row_words);
+  const int groups = a.shape.groups();
+  const int group = a.shape.GroupOf(Lane());
+  const int first_column = a.shape.LaneOf(Lane()) * kWidth;
+  const int column_step = a.shape.lanes() * kWidth;
+  const uint32_t row_bytes =
+      static_cast<uint32_t>(a.table.row_words * sizeof(uint32_t));
   const float* const rows = reinterpret_cast<const float*>(a.table.rows);
   auto* out = static_cast<typename Access::Storage*>(a.out.activations) +
-              (first + group) * dim;
+              uint64_t{first + group} * static_cast<uint32_t>(dim);
+  const int out_step = groups * dim;
   for (int row = 0; row < a.warp_ids; row += groups * kAhead) {
     int32_t slots[kAhead];
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
       const int from = row + k * groups + group;
       const int32_t its = __shfl_sync(kAllLanes, slot, from);
-      slots[k] = from < a.warp_ids ? its : kSlotPadding;
+      slots[k] = from < kWarp ? its : kSlotPadding;
     }
-    for (int c = Lane() % lanes * kWidth; c < dim; c += lanes * kWidth) {
+    for (int c = first_column; c < dim; c += column_step) {
+      // By bytes, an address is one multiplication with an addition.
+      const auto* const column = reinterpret_cast<const char*>(rows + c);
       typename Floats::Type words[kAhead];
 #pragma unroll
       for (int k = 0; k < kAhead; ++k) {
         if (slots[k] < 0) continue;
-        words[k] = Floats::LoadConstant(
-            rows + uint64_t{static_cast<uint32_t>(slots[k])} * row_words + c);
+        words[k] = Floats::LoadConstant(reinterpret_cast<const float*>(
+            column + uint64_t{static_cast<uint32_t>(slots[k])} * row_bytes));
       }
+      auto* to = out + c;
 #pragma unroll
       for (int k = 0; k < kAhead; ++k) {
-        if (slots[k] < 0) continue;
-        Out::StoreOnce(out + k * groups * dim + c,
-                       Out::Pack(Floats::Unpack(words[k])));
+        if (slots[k] >= 0) {
+          Out::StoreOnce(to, Out::Pack(Floats::Unpack(words[k])));
+        }
+        to += out_step;
       }
     }
-    out += kAhead * groups * dim;
+    out += kAhead * out_step;
   }
 }
 

@@ -2,8 +2,8 @@
 #include "cuda/chain.cuh"
 #include "cuda/checksum.cuh"
 #include "cuda/claim.cuh"
-#include "cuda/index.cuh"
 #include "cuda/place.h"
+#include "cuda/search.cuh"
 #include "cuda/sort_keys.cuh"
 #include "cuda/warp.cuh"
 
@@ -260,8 +260,12 @@ __global__ __launch_bounds__(kBlockThreads, 4) void PlaceKernel(
 cudaError_t PlaceFind(cudaStream_t stream, const PlaceArgs& args,
                       const Zeros& zeros) {
   const int64_t n = args.batch.size;
-  const int64_t items = IsSmallBatch(n) ? 1 : 8;
-  const auto place = IsSmallBatch(n) ? PlaceKernel<1> : PlaceKernel<8>;
+  // As many a thread as let all blocks run at once, up to eight.
+  constexpr int64_t kManyPositions = int64_t{1} << 19;
+  const int64_t items = IsSmallBatch(n) ? 1 : n <= kManyPositions ? 4 : 8;
+  const auto place = items == 1   ? PlaceKernel<1>
+                     : items == 4 ? PlaceKernel<4>
+                                  : PlaceKernel<8>;
   ONEEMB_RETURN_IF_CUDA_ERROR(FillZeros(stream, zeros));
   return LaunchNext(stream, place, NumBlocks(n, items * kBlockThreads), args);
 }

@@ -10,7 +10,7 @@ namespace oneemb::gpu {
 constexpr unsigned kAllLanes = 0xffffffffU;
 
 __device__ __forceinline__ int Lane() {
-  return static_cast<int>(threadIdx.x) % kWarp;
+  return static_cast<int>(threadIdx.x % kWarp);
 }
 
 __device__ __forceinline__ uint32_t LowerLanes() { return (1U << Lane()) - 1; }

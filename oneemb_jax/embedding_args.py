@@ -16,8 +16,8 @@ _OPTIMIZERS = (
 )
 StoreOptions = DeviceMemStoreOptions | CachedStoreOptions
 _KEY_SPACES = ("separate", "shared")
-#: Elements of a row: offsets within it are int32.
-_MOST_COLUMNS = 2**31 - 1
+#: Elements of a row: with its state it has less than 4 GiB, and offsets are uint32.
+_MOST_COLUMNS = 2**28 - 1
 
 
 def check_name(name: Any, call: str) -> str:

@@ -29,6 +29,13 @@ int32_t Find(const IndexView& index, Key key) {
   return FindSlot(index, key, HashKey(key));
 }
 
+// What the search on a GPU relies on: an entry that is free looks like this
+// key, and is taken for one whose tag is 1.
+TEST(NoKeyIsTakenForAFreeEntry) {
+  CHECK_EQ(Bucket{}.ids[0], 0U);
+  CHECK(HashTag(HashKey({0, 0})) != 1);
+}
+
 // Values of the reference implementation of XXH64 for 8-byte inputs. They may
 // never change: they decide which shard owns an id, in OneFlow's files too.
 TEST(Xxh64IsTheReference) {
