@@ -14,6 +14,7 @@ class SquareSink {
     float* squares;
   };
   using Shared = ColumnSumShared;
+  static constexpr bool kIsStateless = false;
 
   __device__ SquareSink(const Args& args, const RowShape& shape, Shared* shared)
       : a_(args), shape_(shape), shared_(shared) {}

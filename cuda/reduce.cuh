@@ -80,9 +80,10 @@ __device__ __forceinline__ void PrefetchRows(
 }
 
 // Sums one block of the windows that begin at entry `first`, and with it all
-// that is then complete; for a whole group.
+// that is then complete; for a whole group. Whether the sum in this lane's
+// columns is finite.
 template <class Reduce, class Gradients, class Sink>
-__device__ __forceinline__ void SumItem(
+__device__ __forceinline__ bool SumItem(
     const Reduce& reduce, const Gradients& gradients,
     const WindowShared<typename Reduce::Storage>& shared, int32_t first,
     BlockItem item, Sink* sink) {
@@ -112,15 +113,48 @@ __device__ __forceinline__ void SumItem(
                           : reduce.LoadPartial(root, column);
     });
   }
-  reduce.CountNonFinite(finite, shared.gradients + item.offset(), item.count());
+  return finite;
 }
 
+// Sums the blocks of a warp's windows, `stride` apart for each of its groups,
+// which wait for each other after every block: a vote among the lanes of one
+// group would be taken group by group.
+template <class Reduce, class Gradients, class Sink>
+__device__ __forceinline__ void SumItems(
+    const Reduce& reduce, const Gradients& gradients,
+    const WindowShared<typename Reduce::Storage>& shared, int32_t first,
+    int begin, int count, int stride, Sink* sink) {
+  const LaneGroup& group = reduce.group();
+  for (; begin < count; begin += stride) {
+    const int i = begin + group.number;
+    bool finite = true;
+    if (i < count) {
+      if (!Gradients::kStaged && i + stride < count) {
+        PrefetchNext(reduce, shared, i + stride, *sink);
+      }
+      finite = SumItem(reduce, gradients, shared, first, shared.items[i], sink);
+    }
+    const uint32_t damaged = __ballot_sync(kAllLanes, !finite);
+    if ((damaged & group.mask) != 0) {
+      const BlockItem item = shared.items[i];
+      reduce.CountNonFinite(shared.gradients + item.offset(), item.count());
+    }
+  }
+}
+
+// Blocks of a multiprocessor at once: with more of them, registers run out.
+template <class Gradients, class Sink>
+constexpr int kReduceBlocks =
+    !Gradients::kStaged && Sink::kIsStateless ? 16 : 12;
+
 // What happens to the sums is up to the sink:
+//   kIsStateless                        whether a row is its embedding alone
 //   Prefetch(slot, column)              asks for a part of a row ahead of time
 //   Row<kWidth>(slot, group, gradient)  takes a row's sum, for a whole group;
 //                                       gradient(column) is one column vector
-template <class Gradients, class Sink>
-__global__ __launch_bounds__(kReduceThreads, 12) void ReduceKernel(
+template <class Gradients, class Sink,
+          int kBlocks = kReduceBlocks<Gradients, Sink>>
+__global__ __launch_bounds__(kReduceThreads, kBlocks) void ReduceKernel(
     const __grid_constant__ ReduceArgs a,
     const __grid_constant__ typename Sink::Args sink_args) {
   __shared__ WindowShared<typename Gradients::Storage> windows[kReduceWarps];
@@ -153,13 +187,8 @@ __global__ __launch_bounds__(kReduceThreads, 12) void ReduceKernel(
   if (Gradients::kStaged) PrefetchRows(shared, count, sink);
   gradients.Await();
   const int groups = a.shape.groups();
-  const int stride = groups << a.window_warp_bits;
-  for (int i = sub * groups + group.number; i < count; i += stride) {
-    if (!Gradients::kStaged && i + stride < count) {
-      PrefetchNext(reduce, shared, i + stride, sink);
-    }
-    SumItem(reduce, gradients, shared, first, shared.items[i], &sink);
-  }
+  SumItems(reduce, gradients, shared, first, sub * groups, count,
+           groups << a.window_warp_bits, &sink);
 }
 
 // Launches it for rows read kWidth columns at a time.

@@ -170,9 +170,9 @@ class Reducer {
 
   // Counts the gradients that are not finite, where their sum was not; for a
   // whole group.
-  __device__ void CountNonFinite(bool finite, const Storage* const* gradients,
+  __device__ void CountNonFinite(const Storage* const* gradients,
                                  int count) const {
-    if (a_.non_finite == nullptr || !group_.Any(!finite)) return;
+    if (a_.non_finite == nullptr) return;
     uint64_t found = 0;
     for (int k = 0; k < count; ++k) {
       bool all = true;
@@ -260,19 +260,18 @@ class Reducer {
     });
   }
 
+  // Without a branch, so that several are looked for at once.
   __device__ bool HasBlock(const RowEntries& row, int32_t block) const {
     const int64_t entry = row.begin + int64_t{block} * kSumBlock;
-    return entry < a_.n && SlotAt(static_cast<int32_t>(entry)) == row.slot;
+    const bool inside = entry < a_.n;
+    const SlotPosition found = a_.entries[inside ? entry : row.begin];
+    return inside & (static_cast<uint32_t>(found >> 32) == row.slot);
   }
 
-  // A hot row mostly has all 32.
   __device__ void CountChildren(const RowEntries& row,
                                 Children* children) const {
-    children->count = kSumBlock;
-    const int32_t last = children->first + (kSumBlock - 1) * children->stride;
-    if (HasBlock(row, last)) return;
     uint32_t mine = 0;
-#pragma unroll 4
+#pragma unroll 8
     for (int k = group_.lane; k < kSumBlock; k += group_.lanes) {
       mine += HasBlock(row, children->first + k * children->stride) ? 1 : 0;
     }

@@ -85,6 +85,9 @@ class UpdateSink {
   using Shared =
       std::conditional_t<(Optimizer::kSums > 0), ColumnSumShared, Empty>;
   using Scalars = typename Optimizer::Scalars;
+  static constexpr int kFields = Optimizer::kStateFields;
+  static constexpr bool kIsStateless =
+      kFields == 0 && Optimizer::kRowWords == 0;
 
   __device__ UpdateSink(const Args& args, const RowShape& shape, Shared* shared)
       : a_(args),
@@ -118,7 +121,6 @@ class UpdateSink {
   }
 
  private:
-  static constexpr int kFields = Optimizer::kStateFields;
   static constexpr int kSums = Optimizer::kSums;
 
   // The embedding and the state in the columns of this lane.
