@@ -131,7 +131,7 @@ class Table:
           optimizer adagrad, 128 B a row
           rows      0 of 1000 (0.0%), step 0
           lookups   0 hits, 0 misses
-          memory    148.6 KiB
+          memory    152.5 KiB
     """
 
     index: jax.Array
