@@ -10,6 +10,9 @@ target_compile_options(oneemb_flags INTERFACE
   -fvisibility=hidden -fvisibility-inlines-hidden)
 target_include_directories(oneemb_flags INTERFACE
   "${PROJECT_SOURCE_DIR}/xla_ffi")
+# Of what is built once more for CPUs with AVX2. Those that know no prefetchw take
+# it for a nop.
+set(ONEEMB_V3_OPTIONS -march=x86-64-v3 -mprfchw)
 find_package(Threads REQUIRED)
 target_link_libraries(oneemb_flags INTERFACE Threads::Threads)
 

@@ -20,10 +20,6 @@ namespace {
 constexpr int64_t kGrain = 2048;
 // Outputs larger than this go past the caches.
 constexpr int64_t kStreamBytes = int64_t{16} << 20;
-// Rows of more bytes are not asked for while ids are searched for: buckets
-// would wait for them. Unless the output goes past the caches, which takes as
-// long as the search, beside it.
-constexpr int64_t kNarrowBytes = int64_t{2} * kCacheLine;
 // Ids that are searched for before their rows are copied: their slots stay in
 // the cache.
 constexpr int64_t kPiece = 4 * kDigestIds;
@@ -56,6 +52,9 @@ class RowWriter {
         row_(row) {}
 
   bool streams() const { return stream_; }
+  // Wide rows are not asked for while ids are searched for: buckets would wait
+  // for them. Unless the output goes past the caches, which takes as long as
+  // the search, beside it.
   bool searches_first() const { return !stream_ && row_bytes() > kNarrowBytes; }
   // Of an embedding, as the table has it.
   int64_t row_bytes() const { return dim_ * int64_t{sizeof(float)}; }

@@ -17,6 +17,8 @@
 namespace oneemb {
 
 constexpr int kCacheLine = 64;
+// A row of at most so much is narrow.
+constexpr int64_t kNarrowBytes = int64_t{2} * kCacheLine;
 
 // Into the second-level cache: what is on its way to the first one takes one of
 // the few lines that it waits for at once, and rows of several lines would wait
@@ -35,6 +37,12 @@ constexpr int kCacheLine = 64;
                                                  int64_t bytes) {
   const char* const p = static_cast<const char*>(address);
   for (int64_t b = 0; b < bytes; b += kCacheLine) PrefetchRead(p + b);
+}
+
+[[gnu::always_inline]] inline void PrefetchLinesToWrite(const void* address,
+                                                        int64_t bytes) {
+  const char* const p = static_cast<const char*>(address);
+  for (int64_t b = 0; b < bytes; b += kCacheLine) PrefetchWrite(p + b);
 }
 
 // What a search of one bucket may say besides a slot or kSlotMissing: the key

@@ -19,9 +19,6 @@ namespace {
 constexpr int64_t kGrain = 1024;
 // How many gradients ahead the memory is asked for.
 constexpr int64_t kAhead = 24;
-// A row of at most two lines is narrow.
-constexpr int64_t kNarrowBytes = int64_t{2} * kCacheLine;
-constexpr int64_t kLineWords = kCacheLine / int64_t{sizeof(uint32_t)};
 
 // What the tasks of one update share.
 struct RowPass {
@@ -112,14 +109,12 @@ class RangeUpdate {
   // the other kind of prefetch (docs/performance.md). Wide ones go to the
   // second-level cache, which can wait for more lines.
   [[gnu::always_inline]] void PrefetchRow(int32_t slot) const {
-    uint32_t* const row = pass_.table.Row(slot);
+    const uint32_t* const row = pass_.table.Row(slot);
     const int64_t bytes = pass_.table.row_words * int64_t{sizeof(uint32_t)};
     if (bytes > kNarrowBytes) {
       PrefetchLines(row, bytes);
     } else {
-      for (int64_t w = 0; w < pass_.table.row_words; w += kLineWords) {
-        PrefetchWrite(row + w);
-      }
+      PrefetchLinesToWrite(row, bytes);
     }
     if (pass_.table.cached()) {
       PrefetchRead(&pass_.table.residency[slot]);
