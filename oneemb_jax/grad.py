@@ -12,7 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from oneemb_jax._compat import is_jaxpr
-from oneemb_jax.lookup import TAPED_LOOKUP, LookupContext, lookup_with_tap
+from oneemb_jax.lookup import (
+    CACHED_LOOKUP_TARGET,
+    LOOKUP_TARGET,
+    TAPED_LOOKUP,
+    LookupContext,
+    lookup_with_tap,
+)
 from oneemb_jax.sparse_grad import SparseGrad
 from oneemb_jax.table import Table, check_table, is_table
 
@@ -121,7 +127,7 @@ _OWN_CALLS = ("custom_vjp_call", "custom_vmap_call", "ffi_call")
 
 
 def _has_lookup(equation: Any) -> bool:
-    if equation.params.get("target_name") == "oneemb_lookup":
+    if equation.params.get("target_name") in (LOOKUP_TARGET, CACHED_LOOKUP_TARGET):
         return True
     return any(
         _has_lookup(inside)
@@ -130,8 +136,20 @@ def _has_lookup(equation: Any) -> bool:
     )
 
 
-def _lookup_calls(jaxpr: Any, tables: set[Any]) -> list[str]:
-    """The calls through which a loss reads any of ``tables``, by name."""
+def _is_own(equation: Any) -> bool:
+    """Whether a call with a lookup in it is what a lookup is made of.
+
+    A custom_vjp around another one is the user's, whose gradient is what that says.
+    """
+    return equation.primitive.name in _OWN_CALLS and not any(
+        inside.primitive.name == "custom_vjp_call" and _has_lookup(inside)
+        for jaxpr in _inner_jaxprs(equation)
+        for inside in jaxpr.eqns
+    )
+
+
+def _lookup_calls(jaxpr: Any, tables: set[Any]) -> list[Any]:
+    """The calls through which a loss reads any of ``tables``."""
     calls = []
     reached = set(tables)
     for equation in jaxpr.eqns:
@@ -140,7 +158,7 @@ def _lookup_calls(jaxpr: Any, tables: set[Any]) -> list[str]:
             continue
         reached.update(equation.outvars)
         if _has_lookup(equation):
-            calls.append(equation.primitive.name)
+            calls.append(equation)
     return calls
 
 
@@ -226,7 +244,7 @@ def _recorded_lookups(arguments: _Arguments, has_aux: bool) -> list[_Entry]:
         raise ValueError(_cannot_follow("another transformation")) from error
     first = len(jax.tree.leaves(arguments.dense))
     calls = _lookup_calls(jaxpr, set(jaxpr.invars[first:]))
-    hidden = [name for name in calls if name not in _OWN_CALLS]
+    hidden = [call.primitive.name for call in calls if not _is_own(call)]
     if hidden:
         raise ValueError(_cannot_follow(hidden[0]))
     if len(calls) != sum(entry.table is not None for entry in entries):

@@ -74,6 +74,11 @@ class LookupContext:
         return tuple(self.counts.shape[:-1])
 
 
+#: What the calls of a lookup are named, of a table that is not cached and of one.
+LOOKUP_TARGET = "oneemb_lookup"
+CACHED_LOOKUP_TARGET = "oneemb_lookup_cached"
+
+
 @dataclasses.dataclass(frozen=True)
 class _LookupCall:
     """The static side of one lookup."""
@@ -87,9 +92,9 @@ class _LookupCall:
     ) -> tuple[jax.Array, LookupContext]:
         spec = self.spec
         n = math.prod(self.batch_shape)
-        target, names = "oneemb_lookup", ("index", "rows", "layout_version")
+        target, names = LOOKUP_TARGET, ("index", "rows", "layout_version")
         if spec.is_cached:
-            target, names = "oneemb_lookup_cached", CACHED_ARRAYS
+            target, names = CACHED_LOOKUP_TARGET, CACHED_ARRAYS
         arrays = [getattr(table, name) for name in names]
         like = functools.partial(out_like, (*arrays, ids, table_ids))
         acts, slots, version, counts = _ffi.call(
@@ -181,7 +186,9 @@ def lookup(
             uint32 array whose last axis is 2 is taken for packed. An argument of
             a jitted function must be packed before: JAX itself cuts NumPy int64
             and uint64 arguments to 32 bits. What it made of int64 is refused
-            here; uint64[..., 2] cut to uint32[..., 2] looks like packed ids.
+            here; uint64[..., 2] cut to uint32[..., 2] looks like packed ids. For
+            32-bit keys, ids that do not fit are refused outside of jit alone:
+            JAX cuts them, too.
         table_ids: which table each id is in: integers of a shape that broadcasts
             to that of ``ids``. By default the last axis of ``ids`` is the table,
             where there are several.

@@ -1,5 +1,6 @@
 """value_and_grad: what it follows, and that it never returns a silent zero."""
 
+import functools
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import oneemb_jax as oe
-from helpers import make_table, table_bits, train
+from helpers import all_rows, make_cached, make_table, table_bits, train
 
 IDS = np.array([[1, 2], [2, 3]])
 
@@ -34,6 +35,24 @@ def test_equals_the_explicit_form(wrap):
     np.testing.assert_allclose(g, g_weight, rtol=1e-6)
     assert isinstance(sparse, oe.SparseGrad)
     assert table_bits(oe.update(table, sparse)) == table_bits(wanted)
+
+
+@pytest.mark.parametrize("kind", ["ssd", "host_mem"])
+def test_a_cached_table(tmp_path, kind):
+    table, cached = make_table(3), make_cached(tmp_path, dim=3, kind=kind)
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def step(weight, table):
+        table = oe.stage(table, IDS)
+        value, (g, sparse) = oe.value_and_grad(loss, (0, 1))(weight, table)
+        return oe.update(table, sparse), value, g
+
+    for _ in range(3):
+        table, *wanted = step(2.0, table)
+        cached, *got = step(2.0, cached)
+        assert got == wanted
+    assert all_rows(cached) == all_rows(table)
+    assert oe.size(cached) == 3
 
 
 def test_one_argument_and_aux():
@@ -250,9 +269,22 @@ def derived_table(table):
     return oe.lookup(oe.update(table, ctx, acts), IDS)[0].sum()
 
 
+def custom_vjp_inside(table):
+    """What the user says is the gradient knows of no table."""
+
+    @jax.custom_vjp
+    def read(weight):
+        return (oe.lookup(table, IDS)[0] * weight).sum()
+
+    read.defvjp(lambda weight: (read(weight), weight), lambda weight, g: (g,))
+    return read(2.0)
+
+
+@pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize(
     "hidden",
     [
+        custom_vjp_inside,
         scan_inside,
         while_inside,
         cond_inside,
@@ -262,8 +294,8 @@ def derived_table(table):
         derived_table,
     ],
 )
-def test_what_it_cannot_follow_raises(hidden):
-    table = make_table(3)
+def test_what_it_cannot_follow_raises(tmp_path, hidden, cached):
+    table = oe.stage(make_cached(tmp_path, dim=3), IDS) if cached else make_table(3)
     _compiled_before(table)
     with pytest.raises(ValueError, match=r"cannot follow.*acts, ctx = oe\.lookup"):
         oe.value_and_grad(hidden)(table)
