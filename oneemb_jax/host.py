@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -319,6 +319,11 @@ def set_rows(
         return table
     raw, rows = _read(table, words, tables, "set_rows")
     raw[:, : table.spec.embedding_dim] = values.reshape(len(words), -1).view(np.uint32)
+    if not isinstance(state, Mapping | None):
+        raise TypeError(
+            f"set_rows(state=...): {type(state).__name__}; pass a dict of arrays by "
+            f"name: {sorted(rows.state)}."
+        )
     for name, array in (state or {}).items():
         if name not in rows.state:
             raise ValueError(

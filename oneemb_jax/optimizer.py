@@ -100,16 +100,13 @@ class Optimizer:
                 if value:
                     raise ValueError(f"{self.name} has no {field}; got {value!r}.")
             elif field in _FLAGS:
-                self._set(field, bool(value))
+                self._set(field, _flag(field, value, self.name))
             else:
                 self._set(field, _hyper(field, value, self.name))
         if self.nesterov and not self.momentum:
             raise ValueError("sgd(nesterov=True): needs a momentum above 0.")
-        if self.name == "ftrl" and self.initial_accumulator_value == 0.0:
-            raise ValueError(
-                "ftrl(initial_accumulator_value=0): must be above 0, else the step "
-                "of an element whose gradients were all 0 is 0 / 0."
-            )
+        if self.name == "ftrl":
+            _check_power(self.initial_accumulator_value, self.lr_power)
 
     def _set(self, field: str, value: float | bool) -> None:
         object.__setattr__(self, field, value)
@@ -194,20 +191,45 @@ _TINY = float(np.finfo(np.float32).tiny)
 _HUGE = float(np.finfo(np.float32).max)
 
 
-def _number(value: Any, argument: str) -> float:
+def _number(value: Any, argument: str, otherwise: str = "") -> float:
     try:
         if isinstance(value, str):
             raise TypeError("a string")
         return float(value)
     except (TypeError, ValueError) as error:
+        shown = repr(value) if isinstance(value, str | None) else type(value).__name__
         raise TypeError(
-            f"{argument}: {type(value).__name__} is no number whose value is known "
-            "here. A traced learning rate goes to update(learning_rate=...)."
+            f"{argument}: {shown} is no number whose value is known here.{otherwise}"
         ) from error
 
 
+def _flag(field: str, value: Any, name: str) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}({field}={value!r}): pass True or False.")
+    return bool(value)
+
+
+def _check_power(initial: float, lr_power: float) -> None:
+    """ValueError unless FTRL can divide by its accumulator to the power.
+
+    The step of an element whose gradients were all 0 would be 0 / 0, or infinite.
+    """
+    with np.errstate(all="ignore"):
+        power = np.float32(initial) ** np.float32(lr_power)
+    if initial < _TINY or not _TINY <= power <= _HUGE:
+        raise ValueError(
+            f"ftrl(initial_accumulator_value={initial}, lr_power={lr_power}): the "
+            f"first must be above 0, {_TINY:.2g} at least, and neither it nor its "
+            "power may be beyond what float32 holds."
+        )
+
+
 def _rate(value: Any, name: str) -> float:
-    rate = _number(value, f"{name}(learning_rate=...)")
+    rate = _number(
+        value,
+        f"{name}(learning_rate=...)",
+        " A traced learning rate goes to update(learning_rate=...).",
+    )
     if not 0 <= rate <= _HUGE:
         raise ValueError(
             f"{name}(learning_rate={rate}): use a finite number, 0 or more, or a "
@@ -222,7 +244,7 @@ def _hyper(field: str, value: Any, name: str) -> float:
         fits, wanted = 0 <= number < 1, "a number in [0, 1)"
     elif field == "eps":
         # The kernels add it to a float32 and divide by that.
-        fits, wanted = _TINY <= number <= _HUGE, "a finite number above 0"
+        fits, wanted = _TINY <= number <= _HUGE, f"above 0, {_TINY:.2g} at least"
     elif field == "lr_power":
         fits, wanted = -_HUGE <= number <= _HUGE, "a finite number"
     else:

@@ -337,7 +337,8 @@ def make_device_mem_store_options(
     """
     if capacity is None:
         raise TypeError(
-            "make_device_mem_store_options(capacity=None): pass the number of rows "
+            f"make_device_mem_store_options(persistent_path={persistent_path!r}, "
+            "capacity=None): pass the number of rows, by name (capacity=...), "
             "that the table shall hold."
         )
     return DeviceMemStoreOptions(

@@ -319,6 +319,11 @@ def init_table(
     return table if device is None else jax.device_put(table, device)
 
 
+def _is_gone(leaf: Any) -> bool:
+    is_array = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    return is_array and leaf.is_deleted()
+
+
 def check_table(table: Any, call: str) -> Table:
     """``table`` if it is one that can still be used, else an error."""
     if not isinstance(table, Table):
@@ -326,9 +331,8 @@ def check_table(table: Any, call: str) -> Table:
             f"{call}(table=...): got {type(table).__name__}, not a Table; make one "
             "with emb.init()."
         )
-    counters = table.counters
-    is_array = isinstance(counters, jax.Array)
-    if is_array and not isinstance(counters, jax.core.Tracer) and counters.is_deleted():
+    # Tables that share arrays, as of reset_counters, are donated together.
+    if any(_is_gone(leaf) for leaf in jax.tree.leaves(table)):
         raise ValueError(
             f"{call}(table=...): this table was donated to an earlier call; use "
             "the table that call returned."

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import oneemb_jax as oe
-from helpers import bits
+from helpers import bits, make_table
 
 ONE, MANY = oe.MultiTableEmbedding, oe.MultiTableMultiColumnEmbedding
 UNIFORM = oe.make_uniform_initializer(-1.0, 1.0)
@@ -323,3 +323,13 @@ def test_the_named_optimizers_are_all_there_are():
     }
     named = str(caught.value).partition("makes: ")[2].rstrip(".").split(", ")
     assert made == set(named)
+
+
+def test_tables_that_share_arrays_are_donated_together():
+    table = make_table(2)
+    again = oe.reset_counters(table)
+    jax.jit(lambda table: table, donate_argnums=0, keep_unused=True)(again)
+    for call in (oe.size, oe.grow, oe.check, lambda t: oe.get_rows(t, [1])):
+        for donated in (table, again):
+            with pytest.raises(ValueError, match="was donated to an earlier call"):
+                call(donated)

@@ -307,3 +307,9 @@ def test_grow_takes_a_whole_number_of_any_type():
 def test_a_list_that_jit_has_traced():
     with pytest.raises(TypeError, match=r"lookup\(ids=\[...\]\): a list of traced"):
         jax.jit(oe.lookup)(make_table(), [1, 2, 3])
+
+
+def test_state_is_given_by_name():
+    state: Any = [[1.0]]
+    with pytest.raises(TypeError, match=r"set_rows\(state=\.\.\.\): list; pass a dict"):
+        oe.set_rows(make_table(2), [1], [[1.0, 2.0]], state)

@@ -292,7 +292,12 @@ def test_a_bad_learning_rate_is_refused(make: Any, rate: float):
         (functools.partial(oe.adam, weight_decay=float("nan")), "weight_decay=nan"),
         (functools.partial(oe.ftrl, lr_power=float("inf")), "lr_power=inf"),
         (functools.partial(oe.ftrl, lambda1=-1.0), r"lambda1=-1\.0"),
-        (functools.partial(oe.ftrl, initial_accumulator_value=0), "0 / 0"),
+        (functools.partial(oe.ftrl, initial_accumulator_value=0), "must be above 0"),
+        (functools.partial(oe.ftrl, initial_accumulator_value=1e-60), "at least"),
+        (
+            functools.partial(oe.ftrl, initial_accumulator_value=1e-30, lr_power=-2),
+            "its power may be",
+        ),
         (functools.partial(oe.Optimizer, "adamax", 0.1), r"adamax.*'adam', 'amsgrad'"),
         (functools.partial(oe.Optimizer, "sgd", 0.1, eps=0.1), "sgd has no eps"),
     ],
@@ -300,6 +305,22 @@ def test_a_bad_learning_rate_is_refused(make: Any, rate: float):
 def test_a_bad_hyper_parameter_is_refused(make: Any, message: str):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("flag", ["no", None, 1, 0.0])
+def test_a_flag_is_a_bool(flag: Any):
+    with pytest.raises(TypeError, match=r"nesterov=.*True or False"):
+        oe.sgd(0.1, momentum=0.9, nesterov=flag)
+    flag = np.True_
+    assert oe.sgd(0.1, momentum=0.9, nesterov=flag).nesterov is True
+
+
+def test_what_is_no_number_is_shown():
+    nothing: Any = None
+    with pytest.raises(
+        TypeError, match=r"momentum=\.\.\.\): None is no number .*here\.$"
+    ):
+        oe.sgd(0.1, momentum=nothing)
 
 
 @pytest.mark.parametrize("rate", [None, "0.1", [0.1, 0.2]])
