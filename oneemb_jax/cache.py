@@ -6,7 +6,7 @@ import atexit
 import dataclasses
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -90,24 +90,29 @@ def _is_traced() -> bool:
     return isinstance(jnp.zeros(()), jax.core.Tracer)
 
 
-def init_cached(spec: TableSpec, device: Any = None) -> Table:
+def init_cached(
+    spec: TableSpec, device: Any = None, check: Callable[[], None] = lambda: None
+) -> Table:
     """An empty cached table over a new Store, in the place of any of that name.
 
     Args:
         spec: of the table.
         device: a ``jax.Device``; None: the default device.
+        check: raises where there is to be no Store; a program that was compiled
+            may run late.
     """
     _check_platform(device, "init")
     if _is_traced():
-        return _init_when_run(spec, device)
+        return _init_when_run(spec, device, check)
     close_cached(spec.name)
     return _attached(_open_store(spec), spec, device)
 
 
-def _init_when_run(spec: TableSpec, device: Any) -> Table:
+def _init_when_run(spec: TableSpec, device: Any, check: Callable[[], None]) -> Table:
     """The same in a program that is traced: who asks for its shapes opens no Store."""
 
     def open_store() -> np.ndarray:
+        check()
         close_cached(spec.name)
         store = _open_store(spec)
         return nonce_words(_attach(store, spec))
@@ -272,10 +277,7 @@ def check_current(table: Table, call: str, *, late: bool = False) -> None:
     nonce = int(np.array(table.store_nonce).view(np.uint64)[0, 0])
     generation = int(np.array(table.generation)[0])
     if state is None:
-        raise TableError(
-            f"{call}(table): the Store of table {name!r} is closed. Make a new table "
-            "with emb.init(), and load a snapshot into it."
-        )
+        raise _no_store(name, call)
     if nonce != state["nonce"]:
         raise TableError(
             f"{call}(table): table {name!r}, of generation {generation}, belongs to a "
@@ -294,9 +296,22 @@ def check_current(table: Table, call: str, *, late: bool = False) -> None:
     native.take_store_error(name)
 
 
-def cache_figures(table: Table) -> dict[str, int]:
-    """What happened between the device tier of a table and its Store."""
-    state = native.store_of_table(table.spec.name) or {}
+def _no_store(name: str, call: str) -> TableError:
+    return TableError(
+        f"{call}(table): the Store of table {name!r} is closed. Make a new table "
+        "with emb.init(), and load a snapshot into it."
+    )
+
+
+def cache_figures(table: Table, call: str) -> dict[str, int]:
+    """What happened between the device tier of a table and its Store.
+
+    Raises:
+        TableError: if another thread has closed that.
+    """
+    state = native.store_of_table(table.spec.name)
+    if state is None:
+        raise _no_store(table.spec.name, call)
     return {k: v for k, v in state.items() if k not in ("nonce", "generation")}
 
 

@@ -37,7 +37,7 @@ def host_counters(table: Any, call: str, *, late: bool = False) -> dict[str, int
     counters = counter_values(table)
     if table.spec.is_cached:
         check_current(table, call, late=late)
-        figures = cache_figures(table)
+        figures = cache_figures(table, call)
         for name in ("unstaged", "stale"):
             counters[name] += figures[name]
     return counters
@@ -137,7 +137,7 @@ def stats_of(table: Table, counters: dict[str, int]) -> dict[str, int | float]:
 
 def _cache_stats(table: Table) -> dict[str, int | float]:
     """The figures of a cached table that no counter has."""
-    figures = cache_figures(table)
+    figures = cache_figures(table, "stats")
     hits = figures["cache_hits"]
     wanted = hits + figures["cache_misses"]
     own = {k: v for k, v in figures.items() if k not in COUNTERS}

@@ -118,12 +118,14 @@ class _Embedding(SnapshotMethods):
         Raises:
             ValueError: if the embedding is closed.
         """
-        self._check_open(f"{type(self).__name__}.init()")
-        make = init_cached if self.spec.is_cached else init_table
-        return make(self.spec, device)
+        call = f"{type(self).__name__}.init()"
+        self._check_open(call)
+        if self.spec.is_cached:
+            return init_cached(self.spec, device, lambda: self._check_open(call))
+        return init_table(self.spec, device)
 
     def _check_open(self, call: str) -> None:
-        if _open.get(self.spec.name) is not self:
+        if is_closed(self):
             raise ValueError(
                 f"{call}: {self.spec.name!r} is closed; make the embedding anew."
             )
@@ -214,6 +216,11 @@ class _Embedding(SnapshotMethods):
         )
 
 
+def is_closed(embedding: _Embedding) -> bool:
+    """Whether its name may be another's."""
+    return _open.get(embedding.spec.name) is not embedding
+
+
 class MultiTableEmbedding(_Embedding):
     """Tables of rows of one width, that share memory, options and optimizer.
 
@@ -235,8 +242,8 @@ class MultiTableEmbedding(_Embedding):
         seed: of the initial rows, 0 to 2**64 - 1.
         optimizer: made by ``sgd``, ``adagrad``, ``adam``, ... Required.
         key_space: "separate": the same id in two tables is two rows. "shared", as
-            in OneFlow: it is one row, which begins by the initializer of the first
-            table that has it in a batch.
+            in OneFlow: it is one row, which begins by the initializer of the
+            lowest table that has it in a batch.
 
     Raises:
         TypeError: if an argument has the wrong type, or is missing.

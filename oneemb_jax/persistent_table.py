@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -32,6 +32,8 @@ _MOST_WORDS = 2**14
 def _checked_paths(paths: Any, call: str) -> str | tuple[str, ...]:
     if isinstance(paths, str | bytes | os.PathLike):
         return os.fsdecode(paths)
+    if not isinstance(paths, Iterable):
+        raise TypeError(f"{call}(paths={paths!r}): pass a folder, or one a rank.")
     names = tuple(os.fsdecode(path) for path in paths)
     if not names or len({os.path.abspath(name) for name in names}) < len(names):
         raise ValueError(
@@ -92,7 +94,9 @@ class PersistentTableReader:
         self.storage_dim = _check_rows(
             value_type, storage_dim, physical_block_size, call
         )
-        folders = files.find_parts(_checked_paths(paths, call), snapshot_name, call)
+        folders = files.find_parts(
+            _checked_paths(paths, call), snapshot_name, call, "snapshot_name"
+        )
         self._parts: list[files.Part] | None = files.open_parts(folders)
         manifest = self._parts[0].manifest
         self._several = (
@@ -175,7 +179,7 @@ class PersistentTableWriter:
     ) -> None:
         """Takes the folders of all ranks, until it is closed."""
         call = "make_persistent_table_writer"
-        self.name = files.check_name(snapshot_name, call)
+        self.name = files.check_name(snapshot_name, call, "snapshot_name")
         self.key_type = check_key_type(key_type, call)
         self.storage_dim = _check_rows(
             value_type, storage_dim, physical_block_size, call

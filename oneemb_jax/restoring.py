@@ -21,14 +21,15 @@ from oneemb_jax import snapshot, trees
 from oneemb_jax._ffi import native
 from oneemb_jax._version import __version__
 from oneemb_jax.cache import is_open
-from oneemb_jax.embedding import MultiTableEmbedding, MultiTableMultiColumnEmbedding
 from oneemb_jax.options import AnyPath
+from oneemb_jax.replaced import read_whole
 from oneemb_jax.saved_files import read_array
 from oneemb_jax.saving import ARRAYS, FORMAT, TABLE, VERSION, checksum
 from oneemb_jax.snapshot_files import TREE, Part, encode_path, open_part
 from oneemb_jax.spec import TableSpec
 from oneemb_jax.store import StoreError
 from oneemb_jax.table import Table
+from oneemb_jax.templates import check, fill, leaves
 
 #: What a damaged file makes of the readers of zip files and arrays.
 _DAMAGE = (
@@ -41,7 +42,6 @@ _DAMAGE = (
     ValueError,
     struct.error,
 )
-_Embedding = MultiTableEmbedding | MultiTableMultiColumnEmbedding
 
 
 def is_save(path: Path) -> bool:
@@ -269,9 +269,12 @@ def restore(
 
     Raises:
         FileNotFoundError: if there is nothing, or no item of a name.
+        TypeError: if ``like`` is no dict.
         ValueError: if an item does not match its ``like``, with all that differs,
-            or needs one.
+            or needs one, or an embedding there is closed.
         StoreError: if a file is damaged.
+        BlockingIOError: if it is replaced again and again while it is read; once
+            or twice is no matter.
 
     A mismatch or a damaged file raises before anything has changed: a cached table
     of an embedding in ``like`` is as it was, and ends when all else is restored.
@@ -289,22 +292,32 @@ def restore(
         >>> sorted(state), type(state["opt_state"][0]).__name__
         (['opt_state', 'params'], 'ScaleByAdamState')
     """
-    folder, templates = Path(os.fsdecode(path)), dict(like or {})
+    if not isinstance(like, Mapping | None):
+        raise TypeError(
+            f"restore(like={like!r}): pass a dict, by the names of items: "
+            'like={"table": emb}.'
+        )
+    folder, wanted = Path(os.fsdecode(path)), dict(like or {})
+    return read_whole(lambda: [folder], lambda _: _read(folder, names, wanted))
+
+
+def _read(folder: Path, names: tuple[str, ...], like: dict[str, Any]) -> dict[str, Any]:
+    """The items of a folder that nobody replaces meanwhile."""
     with _damage_named(folder):
         data = read_tree(folder)
         items = data["items"]
         chosen = names or tuple(items)
-        for name in (*chosen, *templates):
+        for name in (*chosen, *like):
             if name not in items:
                 raise FileNotFoundError(
                     f"{folder}: has no item {name!r}; it has: {', '.join(items)}."
                 )
-        _check(items, chosen, templates)
+        check(items, chosen, like)
         with zipfile.ZipFile(folder / ARRAYS) as archive:
             wanted = [
                 pair
                 for name in chosen
-                for pair in _leaves(items[name], templates.get(name), name in templates)
+                for pair in leaves(items[name], like.get(name), name in like)
             ]
             restorer = _Restorer(folder, data, archive)
             restorer.make(wanted)
@@ -312,8 +325,8 @@ def restore(
     def filled() -> dict[str, Any]:
         made = restorer.made
         return {
-            name: _fill(items[name], templates[name], made)
-            if name in templates
+            name: fill(items[name], like[name], made)
+            if name in like
             else trees.decode(items[name], lambda leaf: made[id(leaf)])
             for name in chosen
         }
@@ -323,73 +336,3 @@ def restore(
         with _damage_named(folder):
             restorer.load_cached()
     return filled()
-
-
-# --- into a given structure ---
-
-
-def _is_table_or_embedding(x: Any) -> bool:
-    return isinstance(x, Table | _Embedding)
-
-
-def _flatten(like: Any) -> tuple[list[tuple[str, Any]], Any]:
-    flat, structure = jax.tree_util.tree_flatten_with_path(
-        like, is_leaf=_is_table_or_embedding
-    )
-    return [(jax.tree_util.keystr(p), leaf) for p, leaf in flat], structure
-
-
-def _leaves(
-    item: dict[str, Any], like: Any, has_like: bool
-) -> list[tuple[dict[str, Any], Any]]:
-    """The leaves of an item, each with its like."""
-    places = trees.places(item)
-    wanted = dict(_flatten(like)[0]) if has_like else {}
-    return [(place.leaf, wanted.get(place.path)) for place in places]
-
-
-def _fill(item: dict[str, Any], like: Any, made: dict[int, Any]) -> Any:
-    saved = dict(trees.places(item))
-    wanted, structure = _flatten(like)
-    leaves = [made[id(saved[path])] for path, _ in wanted]
-    return jax.tree_util.tree_unflatten(structure, leaves)
-
-
-def _expected(leaf: Any) -> str:
-    """What a leaf of ``like`` asks for, in the words of ``trees.shown``."""
-    if _is_table_or_embedding(leaf):
-        return "a table"
-    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            data = jax.eval_shape(jax.random.key_data, leaf)
-            return f"key{[*data.shape]}"
-        return f"{trees.dtype_name(leaf.dtype)}{[*leaf.shape]}"
-    return type(leaf).__name__
-
-
-def _mismatches(item: dict[str, Any], like: Any, name: str) -> list[str]:
-    saved = {path: trees.shown(leaf) for path, leaf in trees.places(item)}
-    wanted = {path: _expected(leaf) for path, leaf in _flatten(like)[0]}
-    found = []
-    for path in dict.fromkeys([*wanted, *saved]):
-        have, want = saved.get(path, "nothing"), wanted.get(path, "nothing")
-        if have != want:
-            found.append(f"  {name}{path}: saved is {have}, like has {want}")
-    return found
-
-
-def _check(
-    items: dict[str, Any], chosen: tuple[str, ...], templates: dict[str, Any]
-) -> None:
-    """ValueError with all that does not match, before anything is read."""
-    found: list[str] = []
-    for name in chosen:
-        if name in templates:
-            found += _mismatches(items[name], templates[name], name)
-        else:
-            found += [
-                f"  {node}: pass like={{{name!r}: ...}}, a structure to fill"
-                for node in trees.other_nodes(items[name], name)
-            ]
-    if found:
-        raise ValueError("\n".join(["restore: items do not match.", *found]))

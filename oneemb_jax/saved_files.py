@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import zipfile
@@ -22,6 +23,8 @@ from oneemb_jax.durable import sync_folder
 #: The header of an array is read if it is at most this long.
 _MOST_HEADER = 4096
 _READ_BYTES = 1 << 24
+#: What new_folder calls a folder that is being written.
+_PARTIAL = re.compile(r"\..+\.partial-[0-9a-f]{8}", re.DOTALL)
 
 
 @contextlib.contextmanager
@@ -30,36 +33,54 @@ def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
 
     In one step, and on the disk then. What stood at ``target`` is removed after.
     A process that is killed leaves a hidden folder beside ``target``, which the
-    next one to write there removes.
+    next one to write beside it removes.
 
     Args:
         target: its absolute path.
-        overwrite: whether something stands there.
+        overwrite: whether it may take the place of what stands there.
+
+    Raises:
+        FileExistsError: if it may not, and something stands there.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(target)
-    part = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
-    part.mkdir()
-    # Held while this process lives: says that the folder is not abandoned.
-    held = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
+    _remove_abandoned(target.parent)
+    part, held = _claim(target)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX)
         yield part
         sync_folder(part)
-        if overwrite:
-            _exchange(part, target)
-        else:
-            part.rename(target)
+        _place(part, target, overwrite)
         sync_folder(target.parent)
     finally:
         os.close(held)
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _remove_abandoned(target: Path) -> None:
-    prefix = f".{target.name}.partial-"
-    for path in target.parent.iterdir():
-        if not path.name.startswith(prefix):
+def _claim(target: Path) -> tuple[Path, int]:
+    """A hidden folder, and what is held while this process lives.
+
+    That it is held says that the folder is not abandoned. Until then another
+    process may take it for such, and remove it.
+    """
+    while True:
+        part = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
+        part.mkdir()
+        try:
+            held = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            if part.is_dir():
+                return part, held
+        except OSError:
+            os.close(held)
+            raise
+        os.close(held)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    for path in folder.iterdir():
+        if not _PARTIAL.fullmatch(path.name):
             continue
         with contextlib.suppress(OSError):
             held = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -68,6 +89,28 @@ def _remove_abandoned(target: Path) -> None:
                 shutil.rmtree(path)
             finally:
                 os.close(held)
+
+
+def _place(part: Path, target: Path, overwrite: bool) -> None:
+    """Gives the folder its name. Others may save to it and remove it meanwhile."""
+    while True:
+        try:
+            if overwrite and os.path.lexists(target):
+                _exchange(part, target)
+            else:
+                part.rename(target)
+        except FileNotFoundError:
+            if not overwrite or not part.is_dir():
+                raise
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            if not overwrite:
+                raise FileExistsError(
+                    errno.EEXIST, "made by somebody meanwhile", str(target)
+                ) from error
+        else:
+            return
 
 
 def _exchange(part: Path, target: Path) -> None:

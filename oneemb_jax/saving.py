@@ -81,6 +81,8 @@ def save(path: AnyPath, /, *, overwrite: bool = False, **items: Any) -> None:
         (1, {'w': array([1., 1., 1.])}, 1)
     """
     target = Path(os.fsdecode(path)).absolute()
+    if target.is_symlink():  # the link stays, what it points to is replaced
+        target = target.resolve()
     if not items:
         raise ValueError("save(): pass what to save by name: params=params, ...")
     contents = trees.Contents([], [])
@@ -97,7 +99,7 @@ def save(path: AnyPath, /, *, overwrite: bool = False, **items: Any) -> None:
         raise ValueError(
             f"save({str(target)!r}): not a folder that save wrote; it is left alone."
         )
-    with new_folder(target, exists) as folder:
+    with new_folder(target, overwrite) as folder:
         data = {"items": encoded, "tables": _write_tables(folder, contents.tables)}
         head = {"format": FORMAT, "version": VERSION, "writer": __version__}
         write_arrays(folder / ARRAYS, contents.arrays)

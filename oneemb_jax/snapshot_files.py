@@ -24,14 +24,14 @@ TREE = "tree.json"
 _RANK = re.compile(r"(\d{1,9})-(\d{1,9})")
 
 
-def check_name(name: Any, call: str) -> str:
+def check_name(name: Any, call: str, argument: str = "name") -> str:
     """A snapshot's name; ValueError if it can't be one."""
     if not isinstance(name, str):
-        raise TypeError(f"{call}(name={name!r}): pass a string.")
+        raise TypeError(f"{call}({argument}={name!r}): pass a string.")
     try:
         native.check_snapshot_name(name)
     except ValueError as error:
-        raise ValueError(f"{call}(name={name!r}): {error}.") from None
+        raise ValueError(f"{call}({argument}={name!r}): {error}.") from None
     return name
 
 
@@ -150,19 +150,21 @@ def open_parts(folders: Sequence[str]) -> list[Part]:
     return parts
 
 
-def find_parts(paths: str | tuple[str, ...], name: str, call: str) -> list[str]:
+def find_parts(
+    paths: str | tuple[str, ...], name: str, call: str, argument: str = "name"
+) -> list[str]:
     """Folders of a snapshot by name, one a rank.
 
     Raises:
         FileNotFoundError: if there is none, with the names that there are.
     """
-    check_name(name, call)
+    check_name(name, call, argument)
     folders = rank_folders(paths)
     found = [f for f in folders if os.path.isdir(snapshot_path(f, name))]
     if not found:
         names = list_names(paths)
         raise FileNotFoundError(
-            f"{call}(name={name!r}): no such snapshot below {paths!r}; found: "
+            f"{call}({argument}={name!r}): no such snapshot below {paths!r}; found: "
             f"{', '.join(names) or 'none'}."
         )
     ranks = [f for f in found if _same_table(f, found[0])]

@@ -12,6 +12,7 @@ from oneemb_jax._ffi import native
 from oneemb_jax.cache import open_store
 from oneemb_jax.counters import host_counters
 from oneemb_jax.options import AnyPath
+from oneemb_jax.replaced import read_whole
 from oneemb_jax.snapshot import read_table, save_snapshot
 from oneemb_jax.spec import TableSpec
 from oneemb_jax.table import Table
@@ -80,6 +81,7 @@ class SnapshotMethods(abc.ABC):
             ValueError: if the snapshot is of another table, with all that differs,
                 if there is no room, or the embedding is closed.
             StoreError: if it is damaged or incomplete.
+            BlockingIOError: if it is replaced again and again while it is read.
 
         Example:
             >>> import tempfile
@@ -95,8 +97,18 @@ class SnapshotMethods(abc.ABC):
         """
         call = f"{type(self).__name__}.load_snapshot"
         self._check_open(call)
-        parts = files.open_parts(files.located(self.spec, name, call))
-        return read_table(self.spec, parts, device, capacity, ignore, step, call)
+        return read_whole(
+            lambda: files.located(self.spec, name, call),
+            lambda folders: read_table(
+                self.spec,
+                files.open_parts(folders),
+                device,
+                capacity,
+                ignore,
+                step,
+                call,
+            ),
+        )
 
     def list_snapshots(self) -> list[str]:
         """Names of the snapshots in ``persistent_path``, sorted, numbers by value."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -43,6 +44,29 @@ def _keys(ids: Any, tables: Any) -> tuple[np.ndarray, np.ndarray]:
     if len(of) != len(keys):
         raise ValueError(f"tables: {len(of)} of them for {len(keys)} ids.")
     return keys, of
+
+
+class _Batches:
+    """All rows of a Store in batches, until it is closed.
+
+    One that is kept, say in the traceback of a notebook, would keep the folder too.
+    """
+
+    def __init__(self, rows: Any, path: str) -> None:
+        self._rows, self._path = rows, path
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        source = self._rows
+        if source is None:
+            raise StoreError(f"items: the Store of {self._path!r} has been closed.")
+        ids, of, rows = next(source)
+        return ids, of, rows.view(np.uint32)
+
+    def end(self) -> None:
+        self._rows = None
 
 
 class Store:
@@ -100,6 +124,7 @@ class Store:
             raise ValueError(f"Store(row_bytes={row_bytes}): use a multiple of 4.")
         self.path = os.fsdecode(path)
         self.row_bytes = row_bytes
+        self._iterations: weakref.WeakSet[_Batches] = weakref.WeakSet()
         self._store = native.Store(
             os.fsencode(path),
             row_bytes,
@@ -175,13 +200,14 @@ class Store:
     def items(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """All rows of this moment in batches: ids, tables and rows, as in put.
 
-        In no order. The folder stays in use until the iterator is gone, too.
+        In no order.
 
         Raises:
-            StoreError: if a row is damaged.
+            StoreError: if a row is damaged, or the Store is closed meanwhile.
         """
-        batches = self._store.items()
-        return ((ids, of, rows.view(np.uint32)) for ids, of, rows in batches)
+        batches = _Batches(self._store.items(), self.path)
+        self._iterations.add(batches)
+        return batches
 
     def compact(self) -> None:
         """Gives back what space it can now; that happens by itself, too."""
@@ -254,6 +280,8 @@ class Store:
 
         A Store that a cached table has stays open until that is let go of, too.
         """
+        for batches in list(self._iterations):
+            batches.end()
         self._store.close()
 
     def __enter__(self) -> Self:

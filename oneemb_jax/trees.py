@@ -142,6 +142,8 @@ def _encode_array(
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             kind, extra = "key", {"impl": str(jax.random.key_impl(leaf))}
             leaf = jax.random.key_data(leaf)
+    if isinstance(leaf, np.ma.MaskedArray):
+        raise TypeError(f"{path}: a masked array; save its data and its mask.")
     array = np.asarray(leaf)
     name = dtype_name(array.dtype)
     try:

@@ -118,7 +118,7 @@ def test_a_killed_first_save_leaves_nothing_by_its_name(tmp_path):
 
 
 def test_a_save_that_goes_on_is_not_taken_for_abandoned(tmp_path):
-    part = tmp_path / ".a.partial-0123"
+    part = tmp_path / ".a.partial-01234567"
     part.mkdir()
     held = os.open(part, os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
