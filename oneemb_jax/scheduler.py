@@ -63,7 +63,8 @@ class PrefetchScheduler:
             make fresh arrays for each batch, not to write into the last one.
         ids: from a batch to its ids: a function, or the name of a key or
             attribute. Ids are an array, or a pytree of them, for several
-            embeddings; structure, ranks and dtypes are those of the first batch.
+            embeddings; structure, ranks and dtypes are those of the first batch. Of
+            64 bits, they are packed: for keys of 32, return ids of 32.
         depth: steps from the announcement of a batch to its use; 1 by default.
             ``depth`` + 1 batches are held in memory.
         check_every: steps from one look of :meth:`watch` to the next; 100 by
