@@ -80,7 +80,13 @@ class SnapshotReader:
 
 class SnapshotWriter:
     def __init__(
-        self, root: bytes, name: str, row_bytes: int, segment_bytes: int, /
+        self,
+        root: bytes,
+        name: str,
+        row_bytes: int,
+        num_rows: int,
+        segment_bytes: int,
+        /,
     ) -> None: ...
     def write(
         self, ids: np.ndarray, tables: np.ndarray, rows: np.ndarray, /

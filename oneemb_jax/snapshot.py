@@ -118,9 +118,10 @@ def write_table(table: Table, folder: str, name: str, call: str) -> str:
     Rows that another snapshot there has, all of them and no other, are linked to.
     """
     row_bytes = check_savable(table, call)
-    segment_bytes = max(SEGMENT_BYTES, size(table) * row_bytes // _MOST_SEGMENTS)
+    rows = size(table)
+    segment_bytes = max(SEGMENT_BYTES, rows * row_bytes // _MOST_SEGMENTS)
     writer = native.SnapshotWriter(
-        files.encode_path(folder), name, row_bytes, segment_bytes
+        files.encode_path(folder), name, row_bytes, rows, segment_bytes
     )
     try:
         same = _unchanged_since(table, folder)

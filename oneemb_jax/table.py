@@ -331,8 +331,8 @@ def check_table(table: Any, call: str) -> Table:
             f"{call}(table=...): got {type(table).__name__}, not a Table; make one "
             "with emb.init()."
         )
-    # Tables that share arrays, as of reset_counters, are donated together.
-    if any(_is_gone(leaf) for leaf in jax.tree.leaves(table)):
+    # Tables that share rows, as of reset_counters, are donated together.
+    if _is_gone(table.counters) or _is_gone(table.rows):
         raise ValueError(
             f"{call}(table=...): this table was donated to an earlier call; use "
             "the table that call returned."

@@ -327,3 +327,29 @@ def test_rows_outlive_the_iterator(tmp_path: Path):
         ((ids, tables, rows),) = store.items()
     assert dict(zip(ids.tolist(), rows.tolist(), strict=True)) == {1: [1, 2], 2: [3, 4]}
     assert tables.tolist() == [0, 0]
+
+
+def test_snapshots_leave_no_more_and_more_segments(tmp_path: Path):
+    """Each closes a segment, whatever is in it; small ones are merged."""
+    wanted: dict[int, list[int]] = {}
+    random = np.random.default_rng(0)
+    with Store(tmp_path, 8, segment_bytes=2**20) as store:
+        for step in range(60):
+            ids = np.unique(random.integers(0, 2000, 40)).astype(np.uint64)
+            rows = np.stack([ids, np.full_like(ids, step)], 1).astype(np.uint32)
+            store.put(ids, rows)
+            wanted.update(zip(ids.tolist(), rows.tolist(), strict=True))
+            store.save_snapshot(f"s{step}")
+            if step:
+                store.delete_snapshot(f"s{step - 1}")
+        store.compact()
+        assert store.stats()["segments"] <= 18
+        store.save_snapshot("last")
+        store.erase(list(wanted))
+        store.load_snapshot("last")
+        found = {
+            id_: row
+            for ids, _, rows in store.items()
+            for id_, row in zip(ids.tolist(), rows.tolist(), strict=True)
+        }
+    assert found == wanted

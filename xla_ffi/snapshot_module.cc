@@ -61,8 +61,11 @@ class SnapshotReader {
 class SnapshotStream {
  public:
   SnapshotStream(const nb::bytes& root, const std::string& name,
-                 int64_t row_bytes, int64_t segment_bytes)
-      : env_(NewEnv()), row_bytes_(row_bytes), segment_bytes_(segment_bytes) {
+                 int64_t row_bytes, int64_t num_rows, int64_t segment_bytes)
+      : env_(NewEnv()),
+        row_bytes_(row_bytes),
+        num_rows_(num_rows),
+        segment_bytes_(segment_bytes) {
     if (row_bytes < kMinRowBytes || row_bytes > kMaxRowBytes) {
       throw nb::value_error("row_bytes: rows have 4 to 65536 bytes");
     }
@@ -84,7 +87,7 @@ class SnapshotStream {
     const SegmentLayout layout = LayoutFor(row_bytes_);
     const SegmentWriterOptions options{
         env_.get(),      "",
-        layout,          layout.SlotsIn(segment_bytes_),
+        layout,          layout.SlotsFor(num_rows_, segment_bytes_),
         ssd.write_bytes, ssd.write_depth,
         &next_number_};
     RunReleased([&]() -> Status {
@@ -149,6 +152,7 @@ class SnapshotStream {
   std::mutex mutex_;
   const std::shared_ptr<Env> env_;
   const int64_t row_bytes_;
+  const int64_t num_rows_;
   const int64_t segment_bytes_;
   std::atomic<uint64_t> next_number_{1};
   std::unique_ptr<FileLock> lock_;
@@ -228,7 +232,8 @@ void AddSnapshots(nb::module_& m) {
       .def_prop_ro("user", &SnapshotReader::user)
       .def("items", &SnapshotReader::Items);
   nb::class_<SnapshotStream>(m, "SnapshotWriter")
-      .def(nb::init<const nb::bytes&, const std::string&, int64_t, int64_t>())
+      .def(nb::init<const nb::bytes&, const std::string&, int64_t, int64_t,
+                    int64_t>())
       .def("write", &SnapshotStream::Write)
       .def("link", &SnapshotStream::Link)
       .def("commit", &SnapshotStream::Commit)

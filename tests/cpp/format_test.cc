@@ -1,5 +1,6 @@
 // The bytes of segments and manifests. They may change only together with the
 // major version of the format (and docs/formats/): users have such files.
+#include <algorithm>
 #include <cstring>
 #include <sstream>
 
@@ -128,6 +129,15 @@ TEST(SlotsFillASegment) {
   CHECK_EQ(layout.DataEnd(0), 4096);
   CHECK_EQ(layout.DataEnd(1), 8192);
   CHECK_EQ(layout.SlotsIn(1), layout.slots_per_frame);
+  // Frames that hold the rows, and no more of them than fit.
+  for (const int64_t rows :
+       {int64_t{0}, int64_t{1}, int64_t{1000}, kMaxSegmentSlots}) {
+    const int64_t slots = layout.SlotsFor(rows, int64_t{1} << 20);
+    const int64_t most = layout.SlotsIn(int64_t{1} << 20);
+    CHECK_EQ(slots % layout.slots_per_frame, 0);
+    CHECK(slots <= most && slots >= std::min(rows, most));
+    CHECK(slots < rows + layout.slots_per_frame || rows == 0);
+  }
   CHECK(LayoutFor(4).SlotsIn(int64_t{1} << 40) <= kMaxSegmentSlots);
 }
 

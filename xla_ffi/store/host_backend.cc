@@ -110,13 +110,14 @@ Status HostBackend::Iterate(std::unique_ptr<RowSource>* rows) {
 Status HostBackend::WriteRows(SnapshotWriter* writer) const {
   const SegmentLayout layout = LayoutFor(options_.row_bytes);
   std::atomic<uint64_t> next_number{1};
-  const SegmentWriterOptions options{env_.get(),
-                                     "",
-                                     layout,
-                                     layout.SlotsIn(segments_.segment_bytes),
-                                     segments_.write_bytes,
-                                     segments_.write_depth,
-                                     &next_number};
+  const SegmentWriterOptions options{
+      env_.get(),
+      "",
+      layout,
+      layout.SlotsFor(tier_->size(), segments_.segment_bytes),
+      segments_.write_bytes,
+      segments_.write_depth,
+      &next_number};
   const int64_t most = ChunkRows(options_.row_bytes);
   std::vector<Key> keys(static_cast<size_t>(most));
   std::vector<char> rows(static_cast<size_t>(most * options_.row_bytes));

@@ -43,7 +43,10 @@ class OpenFile final : public PosixFile {
     do {
       error = posix_fallocate(fd(), 0, bytes);
     } while (error == EINTR);
-    return error == 0 ? Status() : SystemError("fallocate", path(), error);
+    if (error == 0) return {};
+    const std::string wanted =
+        "fallocate of " + std::to_string(bytes) + " bytes";
+    return SystemError(wanted.c_str(), path(), error);
   }
 
   Status Truncate(int64_t bytes) override {

@@ -61,6 +61,11 @@ int64_t SegmentLayout::SlotsIn(int64_t segment_bytes) const {
   return frames * slots_per_frame;
 }
 
+int64_t SegmentLayout::SlotsFor(int64_t rows, int64_t segment_bytes) const {
+  const int64_t wanted = RoundUp(std::max<int64_t>(1, rows), slots_per_frame);
+  return std::min(wanted, SlotsIn(segment_bytes));
+}
+
 SegmentLayout LayoutFor(int64_t row_bytes) {
   constexpr int64_t kPercent = 70;
   const int64_t pitch = RoundUp(

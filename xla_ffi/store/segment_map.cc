@@ -183,6 +183,26 @@ SegmentView SegmentMap::View(size_t place) const {
   return {(*table_)[place], entry.live, entry.num_slots, entry.durable};
 }
 
+// Segments that were closed early, as a save does, are merged when there are
+// more of them than this: each is an open file, and a link of every snapshot.
+// The one with the fewest rows goes first, so that a row moves once each time
+// that what it lies with has doubled, or so.
+size_t SegmentMap::PickFragment() const {
+  constexpr int64_t kMostFragments = 16;
+  int64_t fragments = 0;
+  size_t smallest = entries_.size();
+  for (size_t p = 0; p < entries_.size(); ++p) {
+    const Entry& entry = entries_[p];
+    if (LeftAlone(entry) || entry.num_slots >= slots_ / 2) continue;
+    ++fragments;
+    if (smallest == entries_.size() ||
+        entry.num_live < entries_[smallest].num_live) {
+      smallest = p;
+    }
+  }
+  return fragments > kMostFragments ? smallest : entries_.size();
+}
+
 Victim SegmentMap::PickVictim(double utilisation, bool only_urgent) const {
   const ReaderLock lock(mutex_);
   int64_t live = 0;
@@ -199,16 +219,18 @@ Victim SegmentMap::PickVictim(double utilisation, bool only_urgent) const {
     best = gain;
     place = p;
   }
-  if (place == entries_.size()) return {};
-  const Entry& entry = entries_[place];
-  const bool urgent = entry.num_live == 0 || !entry.durable;
+  const bool urgent =
+      place < entries_.size() &&
+      (entries_[place].num_live == 0 || !entries_[place].durable);
   // Less than a segment's worth of dead slots is not worth a move: they may be
   // the padding of small batches, which a move would make anew.
   const bool wasteful =
       slots - live >= slots_ &&
       static_cast<double>(live) < utilisation * static_cast<double>(slots);
-  if (!urgent && (only_urgent || !wasteful)) return {};
-  return {static_cast<int64_t>(place), entry.num_live, View(place)};
+  if (!urgent && only_urgent) return {};
+  if (!urgent && !wasteful) place = PickFragment();
+  if (place == entries_.size()) return {};
+  return {static_cast<int64_t>(place), entries_[place].num_live, View(place)};
 }
 
 void SegmentMap::Pin(int64_t place) {

@@ -86,7 +86,7 @@ class SegmentMap {
 
   // What to compact to keep this share of all slots live. Segments that could
   // not be sealed and such without live rows come first, always. `urgent`
-  // ones only when `only_urgent`.
+  // ones only when `only_urgent`. Then small ones, when there are many.
   Victim PickVictim(double utilisation, bool only_urgent) const;
   // A damaged row was found there: compaction leaves the segment alone until
   // the row has died.
@@ -130,6 +130,8 @@ class SegmentMap {
   }
   // How much emptying the segment gains; below 0: not at all.
   double Gain(const Entry& entry) const ONEEMB_REQUIRES_SHARED(mutex_);
+  // The place of one to merge with others; that behind the last for none.
+  size_t PickFragment() const ONEEMB_REQUIRES_SHARED(mutex_);
   SegmentView View(size_t place) const ONEEMB_REQUIRES_SHARED(mutex_);
 
   const int64_t slots_;
