@@ -1,6 +1,7 @@
 """What the tests of snapshots share: embeddings to save, and tables compared."""
 
 import contextlib
+import resource
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,6 +39,17 @@ def embedding(folder: Any, dim: Any = 4, capacity: int = 64, **changes: Any) -> 
     }
     with oe.MultiTableMultiColumnEmbedding(**{**options, **changes}) as emb:
         yield emb
+
+
+@contextlib.contextmanager
+def largest_file(most: int) -> Iterator[None]:
+    """No file gets, or reserves, more bytes: an OSError, as of a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def contents(table: oe.Table) -> dict[tuple[int, int], bytes]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -481,21 +480,3 @@ def test_counters_count_on(tmp_path):
 
 def test_store_error_is_one_class():
     assert issubclass(StoreError, RuntimeError)
-
-
-@pytest.mark.parametrize("kind", ["device_mem", "host_mem"])
-def test_a_snapshot_takes_no_more_room_than_its_rows(tmp_path, kind):
-    """Not for a moment: files of 256 MiB would not fit into a small volume."""
-    options: dict[str, Any] = {}
-    if kind == "host_mem":
-        options["store_options"] = oe.make_cached_host_mem_store_options(0.1, tmp_path)
-    with embedding(tmp_path, **options) as emb:
-        table = oe.set_rows(emb.init(), np.arange(50), np.ones((50, 4), np.float32))
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
-        try:
-            emb.save_snapshot(table, "small")
-            emb.save_snapshot(oe.set_rows(table, [7], np.zeros((1, 4))), "next")
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert oe.size(emb.load_snapshot("small")) == 50

@@ -13,7 +13,6 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -56,25 +55,31 @@ class SnapshotReader {
   Snapshot snapshot_;
 };
 
+int64_t CheckedRowBytes(int64_t row_bytes) {
+  if (row_bytes < kMinRowBytes || row_bytes > kMaxRowBytes) {
+    throw nb::value_error("row_bytes: rows have 4 to 65536 bytes");
+  }
+  return row_bytes;
+}
+
 // Writes one snapshot batch by batch; owns the folder meanwhile. What is not
 // committed leaves no trace.
 class SnapshotStream {
  public:
+  // `num_rows` are to come: its files have room for these. Should more come,
+  // they get more files.
   SnapshotStream(const nb::bytes& root, const std::string& name,
                  int64_t row_bytes, int64_t num_rows, int64_t segment_bytes)
       : env_(NewEnv()),
         row_bytes_(row_bytes),
-        num_rows_(num_rows),
-        segment_bytes_(segment_bytes) {
-    if (row_bytes < kMinRowBytes || row_bytes > kMaxRowBytes) {
-      throw nb::value_error("row_bytes: rows have 4 to 65536 bytes");
-    }
+        layout_(LayoutFor(CheckedRowBytes(row_bytes))),
+        slots_per_segment_(layout_.SlotsFor(num_rows, segment_bytes)) {
     // Before a folder is made or taken over.
     Raise(CheckSnapshotName(name));
     const std::string path = PathOf(root);
     RunReleased([&]() -> Status {
       ONEEMB_RETURN_IF_ERROR(OpenFolder(env_.get(), path, &lock_));
-      writer_.emplace(env_, path);
+      writer_ = std::make_unique<SnapshotWriter>(env_, path);
       return writer_->Begin(name);
     });
   }
@@ -83,18 +88,10 @@ class SnapshotStream {
     const std::vector<Key> keys = Keys(ids, tables);
     CheckRows(rows.shape(0), rows.shape(1), keys.size(), row_bytes_);
     if (keys.empty()) return;
-    const SsdTierOptions ssd;
-    const SegmentLayout layout = LayoutFor(row_bytes_);
-    const SegmentWriterOptions options{
-        env_.get(),      "",
-        layout,          layout.SlotsFor(num_rows_, segment_bytes_),
-        ssd.write_bytes, ssd.write_depth,
-        &next_number_};
     RunReleased([&]() -> Status {
       const std::lock_guard<std::mutex> lock(mutex_);
       ONEEMB_RETURN_IF_ERROR(CheckOpen());
-      Status added = writer_->AddRows(
-          options, Span(keys), reinterpret_cast<const char*>(rows.data()));
+      Status added = AddBatch(keys, reinterpret_cast<const char*>(rows.data()));
       if (!added.ok()) Finish();
       return added;
     });
@@ -109,7 +106,7 @@ class SnapshotStream {
       ONEEMB_RETURN_IF_ERROR(CheckOpen());
       Snapshot snapshot;
       ONEEMB_RETURN_IF_ERROR(OpenSnapshot(env_.get(), path, &snapshot));
-      if (!writer_->views().empty() ||
+      if (!writer_->views().empty() || !waiting_keys_.empty() ||
           snapshot.manifest.row_bytes != row_bytes_) {
         return {StatusKind::kInvalidArgument,
                 path + ": cannot be joined with other rows"};
@@ -125,7 +122,8 @@ class SnapshotStream {
     RunReleased([&]() -> Status {
       const std::lock_guard<std::mutex> lock(mutex_);
       ONEEMB_RETURN_IF_ERROR(CheckOpen());
-      Status saved = writer_->SealRows();
+      Status saved = AddWaiting(static_cast<int64_t>(waiting_keys_.size()));
+      if (saved.ok()) saved = writer_->SealRows();
       if (saved.ok()) saved = writer_->Commit(row_bytes_, text);
       Finish();
       return saved;
@@ -140,23 +138,47 @@ class SnapshotStream {
 
  private:
   Status CheckOpen() const {
-    if (writer_.has_value()) return {};
+    if (writer_ != nullptr) return {};
     return {StatusKind::kInvalidArgument, "the writer is closed"};
+  }
+  // What is added begins a frame, and leaves the slots behind it empty. So only
+  // whole frames are, and the rest of a batch waits for the next: else a sparse
+  // table's many batches of a few rows would fill file after file.
+  Status AddBatch(const std::vector<Key>& keys, const char* rows) {
+    const int64_t bytes = static_cast<int64_t>(keys.size()) * row_bytes_;
+    waiting_keys_.insert(waiting_keys_.end(), keys.begin(), keys.end());
+    waiting_rows_.insert(waiting_rows_.end(), rows, rows + bytes);
+    return AddWaiting(RoundDown(static_cast<int64_t>(waiting_keys_.size()),
+                                layout_.slots_per_frame));
+  }
+  Status AddWaiting(int64_t count) {
+    if (count == 0) return {};
+    const SsdTierOptions ssd;
+    ONEEMB_RETURN_IF_ERROR(
+        writer_->AddRows({env_.get(), "", layout_, slots_per_segment_,
+                          ssd.write_bytes, ssd.write_depth, &next_number_},
+                         {waiting_keys_.data(), count}, waiting_rows_.data()));
+    waiting_keys_.erase(waiting_keys_.begin(), waiting_keys_.begin() + count);
+    waiting_rows_.erase(waiting_rows_.begin(),
+                        waiting_rows_.begin() + count * row_bytes_);
+    return {};
   }
   // Rows of a batch that failed may be missing: nothing can be added to them.
   void Finish() {
-    writer_.reset();
+    writer_ = nullptr;
     lock_ = nullptr;
   }
 
   std::mutex mutex_;
   const std::shared_ptr<Env> env_;
   const int64_t row_bytes_;
-  const int64_t num_rows_;
-  const int64_t segment_bytes_;
+  const SegmentLayout layout_;
+  const int64_t slots_per_segment_;
+  std::vector<Key> waiting_keys_;
+  std::vector<char> waiting_rows_;
   std::atomic<uint64_t> next_number_{1};
   std::unique_ptr<FileLock> lock_;
-  std::optional<SnapshotWriter> writer_;
+  std::unique_ptr<SnapshotWriter> writer_;
 };
 
 std::vector<std::string> ListNames(const nb::bytes& root) {

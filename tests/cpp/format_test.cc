@@ -129,16 +129,28 @@ TEST(SlotsFillASegment) {
   CHECK_EQ(layout.DataEnd(0), 4096);
   CHECK_EQ(layout.DataEnd(1), 8192);
   CHECK_EQ(layout.SlotsIn(1), layout.slots_per_frame);
-  // Frames that hold the rows, and no more of them than fit.
-  for (const int64_t rows :
-       {int64_t{0}, int64_t{1}, int64_t{1000}, kMaxSegmentSlots}) {
-    const int64_t slots = layout.SlotsFor(rows, int64_t{1} << 20);
-    const int64_t most = layout.SlotsIn(int64_t{1} << 20);
-    CHECK_EQ(slots % layout.slots_per_frame, 0);
-    CHECK(slots <= most && slots >= std::min(rows, most));
-    CHECK(slots < rows + layout.slots_per_frame || rows == 0);
-  }
   CHECK(LayoutFor(4).SlotsIn(int64_t{1} << 40) <= kMaxSegmentSlots);
+}
+
+TEST(SegmentsAreAsLargeAsTheirRowsNeed) {
+  constexpr int64_t kBytes = 100 * kBlockBytes;
+  for (const int64_t row : {4, 100, 1000, 3000, 65536}) {
+    const SegmentLayout layout = LayoutFor(row);
+    const int64_t frame = layout.slots_per_frame;
+    const int64_t most = layout.SlotsIn(kBytes);
+    for (const int64_t none : {-1, 0, 1}) {
+      CHECK_EQ(layout.SlotsFor(none, kBytes), frame);
+    }
+    for (int64_t rows = 1; rows <= 3 * most + 1; ++rows) {
+      const int64_t slots = layout.SlotsFor(rows, kBytes);
+      CHECK(slots % frame == 0 && slots <= most);
+      const int64_t segments = (rows + most - 1) / most;
+      CHECK(slots * segments >= rows);
+      CHECK((slots - frame) * segments < rows);
+    }
+  }
+  const int64_t many = int64_t{1} << 40;
+  CHECK(LayoutFor(4).SlotsFor(many, many) <= kMaxSegmentSlots);
 }
 
 TEST(ARecordIsOfItsSegmentSlotAndKeyAlone) {

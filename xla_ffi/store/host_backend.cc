@@ -11,8 +11,10 @@ namespace {
 // Rows in chunks of about this many bytes.
 constexpr int64_t kChunkBytes = int64_t{1} << 20;
 
+// Whole frames, so that a snapshot has no slots without a row but in the last.
 int64_t ChunkRows(int64_t row_bytes) {
-  return std::max<int64_t>(1, kChunkBytes / row_bytes);
+  return RoundUp(std::max<int64_t>(1, kChunkBytes / row_bytes),
+                 LayoutFor(row_bytes).slots_per_frame);
 }
 
 }  // namespace

@@ -45,7 +45,7 @@ class OpenFile final : public PosixFile {
     } while (error == EINTR);
     if (error == 0) return {};
     const std::string wanted =
-        "fallocate of " + std::to_string(bytes) + " bytes";
+        "fallocate of " + std::to_string(bytes) + " bytes for";
     return SystemError(wanted.c_str(), path(), error);
   }
 

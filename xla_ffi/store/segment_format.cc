@@ -62,8 +62,10 @@ int64_t SegmentLayout::SlotsIn(int64_t segment_bytes) const {
 }
 
 int64_t SegmentLayout::SlotsFor(int64_t rows, int64_t segment_bytes) const {
-  const int64_t wanted = RoundUp(std::max<int64_t>(1, rows), slots_per_frame);
-  return std::min(wanted, SlotsIn(segment_bytes));
+  const int64_t least = std::max<int64_t>(1, rows);
+  const int64_t most = SlotsIn(segment_bytes);
+  const int64_t segments = (least + most - 1) / most;
+  return RoundUp((least + segments - 1) / segments, slots_per_frame);
 }
 
 SegmentLayout LayoutFor(int64_t row_bytes) {

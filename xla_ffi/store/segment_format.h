@@ -35,8 +35,9 @@ struct SegmentLayout {
   // Slots of the whole frames in a segment of about this many bytes; at least
   // one frame, at most kMaxSegmentSlots.
   int64_t SlotsIn(int64_t segment_bytes) const;
-  // The same, but no more frames than so many rows take: a segment has its room
-  // on the disk from the beginning.
+  // Slots of each segment where so many rows are all there will be: no more
+  // segments than of the slots above, and these no larger than they have to be,
+  // for a segment has its room on the disk from the beginning.
   int64_t SlotsFor(int64_t rows, int64_t segment_bytes) const;
 };
 
