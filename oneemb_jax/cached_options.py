@@ -83,7 +83,7 @@ def _budget(value: Any, name: str, call: str) -> float:
     if not number or isinstance(value, bool):
         raise TypeError(f"{call}({name}={value!r}): pass a number of MiB.")
     if not (0 <= value < math.inf):
-        raise ValueError(f"{call}({name}={value}): pass a number of MiB, 0 or more.")
+        raise ValueError(f"{call}({name}={value}): pass a positive number of MiB.")
     return float(value)
 
 

@@ -18,10 +18,10 @@ from oneemb_jax.formats import Progress, Reader, Wish, find_format
 from oneemb_jax.formats_oneflow import ONEFLOW
 from oneemb_jax.formats_save import SAVE
 from oneemb_jax.formats_snapshot import SNAPSHOT, SnapshotRows
+from oneemb_jax.memory import human_bytes
 from oneemb_jax.oneflow_format import BLOCK_SIZES, KEY_TYPES
 from oneemb_jax.oneflow_writer import SnapshotWriter
 from oneemb_jax.store import StoreError
-from oneemb_jax.table import human_bytes
 
 #: A new format is one more entry.
 FORMATS = (SAVE, SNAPSHOT, ONEFLOW)

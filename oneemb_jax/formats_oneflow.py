@@ -7,7 +7,7 @@ from pathlib import Path
 
 from oneemb_jax import oneflow_format, oneflow_reader, oneflow_verify
 from oneemb_jax.formats import Format, Lines, Progress, Wish
-from oneemb_jax.table import human_bytes
+from oneemb_jax.memory import human_bytes
 
 
 def _one_or_all(paths: Sequence[Path]) -> oneflow_format.Paths:

@@ -13,10 +13,10 @@ from oneemb_jax.formats_snapshot import (
     describe_snapshot,
     verify_folders,
 )
+from oneemb_jax.memory import human_bytes
 from oneemb_jax.saving import ARRAYS
 from oneemb_jax.snapshot_files import open_part
 from oneemb_jax.store import StoreError
-from oneemb_jax.table import human_bytes
 
 
 def _is_save(paths: Sequence[Path]) -> bool:

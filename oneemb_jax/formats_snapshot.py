@@ -15,10 +15,10 @@ from oneemb_jax import snapshot_files as files
 from oneemb_jax._ffi import native
 from oneemb_jax.formats import Format, Lines, Progress, Wish
 from oneemb_jax.manifest import Manifest
+from oneemb_jax.memory import human_bytes
 from oneemb_jax.oneflow_format import check_key_type
 from oneemb_jax.spec import TableSpec
 from oneemb_jax.store import StoreError
-from oneemb_jax.table import human_bytes
 
 _FILES = ("MANIFEST", "LIVE")
 

@@ -17,6 +17,7 @@ from oneemb_jax.cache import check_current
 from oneemb_jax.counters import host_counters
 from oneemb_jax.ids import id_words, table_id_period, unpack_ids
 from oneemb_jax.lookup import FLOATS
+from oneemb_jax.memory import memory_explained
 from oneemb_jax.table import (
     CACHED_ARRAYS,
     COUNTERS,
@@ -75,8 +76,11 @@ def grow(table: Table, capacity: int | None = None) -> Table:
         raise ValueError(
             f"grow(capacity={wanted}): the table has {table.capacity} already."
         )
-    index, rows, clock = _grown_arrays(wanted, table)
-    counters = table.counters.at[0, COUNTERS.index("overflows")].set(0)
+    advice = "fewer rows: both tables are in memory until the old one is let go of"
+    with memory_explained(array_shapes(table.spec, wanted), "grow", advice):
+        index, rows, clock = _grown_arrays(wanted, table)
+    counters = jnp.asarray(table.counters)
+    counters = counters.at[0, COUNTERS.index("overflows")].set(0)
     # Copies of the small leaves: donating one table must not delete the other.
     small = jax.tree.map(
         jnp.copy,
@@ -298,8 +302,9 @@ def set_rows(
 
     Raises:
         TypeError: if ``ids`` do not fit the key type, or values are no numbers.
-        ValueError: if shapes or names do not fit, a table id is out of range, an
-            id is ``padding_idx``, or there is no room; nothing is written then.
+        ValueError: if shapes or names do not fit, a number is beyond float32, a
+            table id is out of range, an id is ``padding_idx``, or there is no room;
+            nothing is written then.
 
     Example:
         >>> import oneemb_jax as oe
@@ -359,6 +364,21 @@ def write_raw_rows(
     return table
 
 
+def _cast(array: np.ndarray, dtype: Any, argument: str) -> np.ndarray:
+    """Rounded to float32; ValueError for numbers that the type does not have."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = array.astype(dtype)
+    if cast.dtype.kind == "f":
+        lost = np.isinf(cast) & np.isfinite(array)
+    else:
+        lost = cast != array
+    if lost.any():
+        raise ValueError(
+            f"set_rows({argument}=...): {array[lost][0]} does not fit {cast.dtype}."
+        )
+    return cast
+
+
 def _as_rows(
     values: Any, argument: str, dtype: Any, shapes: Sequence[tuple[int, ...]]
 ) -> np.ndarray:
@@ -367,7 +387,6 @@ def _as_rows(
         array = np.asarray(values)
         if array.dtype.kind not in "fiu" and array.dtype.name not in FLOATS:
             raise TypeError(f"dtype {array.dtype}")
-        array = array.astype(dtype)
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"set_rows({argument}=...): {error}; pass numbers of shape {shapes[0]}."
@@ -376,4 +395,4 @@ def _as_rows(
         raise ValueError(
             f"set_rows({argument}=...): shape {array.shape}, wanted {shapes[0]}."
         )
-    return array
+    return _cast(array, dtype, argument)

@@ -44,10 +44,17 @@ def host_integers(values: Any, argument: str, call: str) -> np.ndarray:
         array = _unsigned(values, array)  # NumPy takes [2**64 - 1, 0] for float
     if array.dtype.kind not in "iu":
         raise TypeError(
-            f"{call}({argument}=...): dtype {array.dtype}; pass integers, of 64 bits "
-            "at most."
+            f"{call}({argument}=...): {_kind(values, array)}; pass integers, all of "
+            "int64 or all of uint64."
         )
     return array
+
+
+def _kind(values: Any, array: np.ndarray) -> str:
+    """What somebody passed who should have passed integers."""
+    if isinstance(values, list | tuple | np.ndarray | np.generic | jax.Array):
+        return f"dtype {array.dtype}"
+    return f"{type(values).__name__} {values!r:.40}"
 
 
 def _unsigned(values: Any, array: np.ndarray) -> np.ndarray:
@@ -105,7 +112,8 @@ def unpack_ids(packed: Any, key_type: Any = np.int64) -> np.ndarray:
         NumPy array of shape ``packed.shape[:-1]``.
 
     Raises:
-        ValueError: if ``packed`` is not uint32 with a last axis of 2.
+        ValueError: if ``packed`` is not uint32 with a last axis of 2, or
+            ``key_type`` is another type.
 
     Example:
         >>> import numpy as np
@@ -118,6 +126,11 @@ def unpack_ids(packed: Any, key_type: Any = np.int64) -> np.ndarray:
         raise ValueError(
             f"unpack_ids(packed=...): dtype {words.dtype}, shape {words.shape}; "
             "pass the uint32[..., 2] array that pack_ids made."
+        )
+    if key_type not in (np.int64, np.uint64, "int64", "uint64"):
+        raise ValueError(
+            f"unpack_ids(key_type={key_type!r}): packed ids have 64 bits; pass int64 "
+            "or uint64."
         )
     pairs = np.ascontiguousarray(words)
     return pairs.view(np.dtype(key_type)).reshape(words.shape[:-1])

@@ -7,7 +7,6 @@ OneFlow's functions return are understood wherever options are taken.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ from oneemb_jax.initializers import (
     make_normal_initializer,
 )
 from oneemb_jax.optimizers import Optimizer
+from oneemb_jax.paths import AnyPath, folder_path
 
 #: What names a folder.
-AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 _BLOCK_SIZES = (512, 4096)
 #: The kernels keep a table's number in 16 bits.
@@ -149,13 +148,13 @@ def path_option(value: Any, call: str) -> str | tuple[str, ...] | None:
         return None
     several = isinstance(value, list | tuple)
     paths = list(value) if several else [value]
-    kinds = str | bytes | os.PathLike
-    if not paths or not all(isinstance(p, kinds) and os.fsencode(p) for p in paths):
-        raise TypeError(
-            f"{call}(persistent_path={value!r}): pass the path of a folder, a list "
-            "of paths, or None."
+    if not paths:
+        raise ValueError(
+            f"{call}(persistent_path={value!r}): pass the path of a folder, or a list "
+            "with one for each rank."
         )
-    names = tuple(str(Path(os.fsdecode(path)).absolute()) for path in paths)
+    argument = f"{call}(persistent_path=...)"
+    names = tuple(str(Path(folder_path(p, argument)).absolute()) for p in paths)
     return names if several else names[0]
 
 

@@ -22,6 +22,7 @@ from oneemb_jax.oneflow_format import (
     check_written,
     owners,
 )
+from oneemb_jax.paths import folder_path
 from oneemb_jax.store import Store
 
 #: A root, which has a folder for each rank; or the folder of each rank.
@@ -30,11 +31,12 @@ _MOST_WORDS = 2**14
 
 
 def _checked_paths(paths: Any, call: str) -> str | tuple[str, ...]:
+    argument = f"{call}(paths=...)"
     if isinstance(paths, str | bytes | os.PathLike):
-        return os.fsdecode(paths)
+        return folder_path(paths, argument)
     if not isinstance(paths, Iterable):
         raise TypeError(f"{call}(paths={paths!r}): pass a folder, or one a rank.")
-    names = tuple(os.fsdecode(path) for path in paths)
+    names = tuple(folder_path(path, argument) for path in paths)
     if not names or len({os.path.abspath(name) for name in names}) < len(names):
         raise ValueError(
             f"{call}(paths={paths!r}): pass the folder of each rank, each once."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
 import struct
 import zipfile
 import zlib
@@ -21,7 +20,7 @@ from oneemb_jax import snapshot, trees
 from oneemb_jax._ffi import native
 from oneemb_jax._version import __version__
 from oneemb_jax.cache import is_open
-from oneemb_jax.options import AnyPath
+from oneemb_jax.paths import AnyPath, folder_path
 from oneemb_jax.replaced import read_whole
 from oneemb_jax.saved_files import read_array
 from oneemb_jax.saving import ARRAYS, FORMAT, TABLE, VERSION, checksum
@@ -297,7 +296,7 @@ def restore(
             f"restore(like={like!r}): pass a dict, by the names of items: "
             'like={"table": emb}.'
         )
-    folder, wanted = Path(os.fsdecode(path)), dict(like or {})
+    folder, wanted = Path(folder_path(path, "restore(path)")), dict(like or {})
     return read_whole(lambda: [folder], lambda _: _read(folder, names, wanted))
 
 

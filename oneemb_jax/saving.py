@@ -17,7 +17,7 @@ from typing import Any
 from oneemb_jax import snapshot, trees
 from oneemb_jax._version import __version__
 from oneemb_jax.durable import write_file
-from oneemb_jax.options import AnyPath
+from oneemb_jax.paths import AnyPath, folder_path
 from oneemb_jax.saved_files import new_folder, write_arrays
 from oneemb_jax.snapshot_files import TREE
 from oneemb_jax.table import Table
@@ -80,7 +80,7 @@ def save(path: AnyPath, /, *, overwrite: bool = False, **items: Any) -> None:
         >>> oe.size(state["table"]), state["params"], state["step"]
         (1, {'w': array([1., 1., 1.])}, 1)
     """
-    target = Path(os.fsdecode(path)).absolute()
+    target = Path(folder_path(path, "save(path)")).absolute()
     if target.is_symlink():  # the link stays, what it points to is replaced
         target = target.resolve()
     if not items:

@@ -11,7 +11,7 @@ from oneemb_jax import snapshot_files as files
 from oneemb_jax._ffi import native
 from oneemb_jax.cache import open_store
 from oneemb_jax.counters import host_counters
-from oneemb_jax.options import AnyPath
+from oneemb_jax.paths import AnyPath
 from oneemb_jax.replaced import read_whole
 from oneemb_jax.snapshot import read_table, save_snapshot
 from oneemb_jax.spec import TableSpec

@@ -73,6 +73,8 @@ class Pair(NamedTuple):
 
 def pairs_of(context: Any, grads: Any, call: str) -> list[Pair]:
     """Contexts with their gradients, whatever form they were given in."""
+    if grads is None and _is_list(context) and _are_sparse_grads(context):
+        return [pair for each in context for pair in pairs_of(each, None, call)]
     if isinstance(context, SparseGrad):
         if grads is not None:
             raise ValueError(f"{call}(grads=...): a SparseGrad holds its gradients.")
@@ -85,7 +87,7 @@ def pairs_of(context: Any, grads: Any, call: str) -> list[Pair]:
         raise TypeError(
             f"{call}(ctx=...): got {type(context).__name__} with gradients of type "
             f"{type(grads).__name__}; pass the context of a lookup and the gradient "
-            "of its activations, a list of each, or a SparseGrad."
+            "of its activations, a list of each, a SparseGrad, or a list of those."
         )
     # A loss that reads no row has an empty SparseGrad; an empty list is a mistake.
     empty = not contexts and not isinstance(context, SparseGrad)
@@ -99,6 +101,10 @@ def pairs_of(context: Any, grads: Any, call: str) -> list[Pair]:
 
 def _is_list(x: Any) -> TypeGuard[Sequence[Any]]:
     return isinstance(x, Sequence) and not isinstance(x, str | bytes)
+
+
+def _are_sparse_grads(items: Sequence[Any]) -> bool:
+    return bool(items) and all(isinstance(item, SparseGrad) for item in items)
 
 
 def check_context(context: Any, spec: TableSpec, call: str, argument: str) -> None:
@@ -146,7 +152,7 @@ def _period(context: LookupContext, n: int) -> int:
 
 def _check_grad(context: LookupContext, grad: Any, call: str) -> jax.Array:
     """The gradient of one lookup, if it fits."""
-    array = as_array(grad, "grads", call)
+    array = as_array(grad, f"{call}(grads=...)")
     dim = context.spec.embedding_dim
     wanted = (*context.microbatches, *context.batch_shape, dim)
     if array.dtype.name not in FLOATS:
@@ -161,14 +167,13 @@ def _check_grad(context: LookupContext, grad: Any, call: str) -> jax.Array:
     return array
 
 
-def as_array(value: Any, name: str, call: str) -> jax.Array:
+def as_array(value: Any, argument: str) -> jax.Array:
     """``value`` as an array, or a TypeError that names the argument."""
     try:
         return jnp.asarray(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(
-            f"{call}({name}=...): {type(value).__name__} {value!r:.40} is no array "
-            "of numbers."
+            f"{argument}: {type(value).__name__} {value!r:.40} is no array of numbers."
         ) from error
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from oneemb_jax import _ffi
+from oneemb_jax.memory import human_bytes, memory_explained
 from oneemb_jax.options import whole_option
 from oneemb_jax.spec import TableSpec
 
@@ -52,6 +52,12 @@ CACHED_ARRAYS = (
 )
 
 _MOST_ROWS = 2**31 - 1
+#: What a device's memory may have room for, where it has none for a table.
+_LESS_ROWS = (
+    "a smaller capacity, to which oe.grow adds later, or the rows in host memory or on "
+    "SSD, by make_cached_host_mem_store_options and make_cached_ssd_store_options"
+)
+_LESS_CACHE = "a smaller cache_budget_mb"
 
 
 class TableError(RuntimeError):
@@ -204,18 +210,6 @@ def _columns(spec: TableSpec) -> str:
     return dims if len(spec.column_dims) == 1 else f"{spec.embedding_dim} = {dims}"
 
 
-def human_bytes(count: float) -> str:
-    """A byte count as a person writes it.
-
-    Example:
-        >>> human_bytes(1536)
-        '1.5 KiB'
-    """
-    units = ("B", "KiB", "MiB", "GiB", "TiB")
-    power = min(len(units) - 1, int(math.log(max(count, 1), 1024)))
-    return f"{count / 1024**power:.{1 if power else 0}f} {units[power]}"
-
-
 def is_table(x: Any) -> bool:
     """Whether ``x`` is a :class:`Table`; made for ``is_leaf`` arguments.
 
@@ -260,12 +254,17 @@ def array_shapes(spec: TableSpec, capacity: int) -> list[jax.ShapeDtypeStruct]:
     return [jax.ShapeDtypeStruct(shape, np.dtype(np.uint32)) for shape in shapes]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _empty_arrays(spec: TableSpec, capacity: int) -> list[jax.Array]:
-    """Index, rows and clock, and the residency of a cached table."""
+def _all_shapes(spec: TableSpec, capacity: int) -> list[jax.ShapeDtypeStruct]:
+    """Of index, rows and clock, and of the residency of a cached table."""
     shapes = array_shapes(spec, capacity)
     if spec.is_cached:
         shapes.append(jax.ShapeDtypeStruct((capacity, 2), np.dtype(np.uint32)))
+    return shapes
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _empty_arrays(spec: TableSpec, capacity: int) -> list[jax.Array]:
+    shapes = _all_shapes(spec, capacity)
     return _ffi.call("oneemb_create", shapes, **spec.attributes())
 
 
@@ -300,7 +299,8 @@ def init_table(
     rate = np.float32(0.0 if callable(constant) else constant)
     # default_device(None) would undo a default that the caller has set.
     chosen = contextlib.nullcontext() if device is None else jax.default_device(device)
-    with chosen:
+    advice = _LESS_CACHE if spec.is_cached else _LESS_ROWS
+    with chosen, memory_explained(_all_shapes(spec, capacity), "init", advice):
         index, rows, clock, *residency = _empty_arrays(spec, capacity)
         table = Table(
             index=index,

@@ -36,24 +36,24 @@ _WRITTEN = (
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-def _scalar(value: Any, dtype: Any, name: str) -> jax.Array:
+def _scalar(value: Any, dtype: Any, argument: str) -> jax.Array:
     """A traced or concrete scalar operand."""
-    array = as_array(value, name, "update")
+    array = as_array(value, argument)
     if dtype == jnp.bool_:
         fits = array.dtype == jnp.bool_
     else:
         fits = array.dtype.kind in "iu" or jnp.issubdtype(array.dtype, jnp.floating)
     if array.shape != () or not fits:
         raise ValueError(
-            f"update({name}=...): shape {array.shape}, dtype {array.dtype}; pass a "
-            f"scalar of type {np.dtype(dtype).name}."
+            f"{argument}: shape {array.shape}, dtype {array.dtype}; pass a scalar of "
+            f"type {np.dtype(dtype).name}."
         )
     return array.astype(dtype)
 
 
 def _number(value: Any, least: float, name: str) -> Any:
     """``value``; if it is known here, an error unless float32 holds it."""
-    array = _scalar(value, jnp.float32, name)
+    array = _scalar(value, jnp.float32, f"update({name}=...)")
     if isinstance(value, jax.core.Tracer):
         return array
     number = float(value)
@@ -71,7 +71,7 @@ def _learning_rate(table: Table, given: Any) -> jax.Array:
     if not callable(schedule):
         return jax.lax.bitcast_convert_type(table.learning_rate[0], jnp.float32)
     rate = schedule(table.step[0].astype(jnp.int32))
-    return _scalar(rate, jnp.float32, "learning_rate")
+    return _scalar(rate, jnp.float32, "update: what the optimizer's schedule returned")
 
 
 def _reads_before(after: Any, spec: TableSpec) -> list[jax.Array]:
@@ -86,7 +86,7 @@ def _reads_before(after: Any, spec: TableSpec) -> list[jax.Array]:
             check_context(leaf, spec, "update", "after")
             arrays.append(leaf.slots)
         else:
-            arrays.append(as_array(leaf, "after", "update"))
+            arrays.append(as_array(leaf, "update(after=...)"))
     return arrays
 
 
@@ -109,9 +109,10 @@ def update(
     Args:
         table: the table. Donate it to ``jax.jit``, or every step copies it.
         ctx: what ``lookup`` returned; a list of those, for several lookups of
-            one table; contexts stacked by ``lax.scan``, for microbatches; or a
-            :class:`SparseGrad`. One that was changed on the way, say by
-            ``jax.tree.map``, is counted, and the update changes nothing.
+            one table; contexts stacked by ``lax.scan``, for microbatches; a
+            :class:`SparseGrad`, or a list of those, for microbatches, too. One that
+            was changed on the way, say by ``jax.tree.map``, is counted, and the
+            update changes nothing.
         grads: the gradient of the activations, alike: float32, bfloat16 or
             float16. Gradients of microbatches are summed, not averaged.
         learning_rate: scalar, in the place of the optimizer's own. A traced one
@@ -158,7 +159,7 @@ def update(
     scalars = [
         _learning_rate(table, learning_rate),
         _number(scale, -_LARGEST, "grad_scale"),
-        _scalar(True if apply is None else apply, jnp.bool_, "apply"),
+        _scalar(True if apply is None else apply, jnp.bool_, "update(apply=...)"),
     ]
     # The lookups' slots and counts are operands, so XLA orders this write after
     # those reads; without that edge it copies the whole table, twice.

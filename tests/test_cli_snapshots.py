@@ -11,8 +11,8 @@ import pytest
 import oneemb_jax as oe
 from oneemb_jax import oneflow
 from oneemb_jax.cli import main
+from oneemb_jax.memory import human_bytes
 from oneemb_jax.store import Store
-from oneemb_jax.table import human_bytes
 from snapshots import OPTIMIZERS, UNIFORM, contents, embedding, train
 
 F32 = np.float32

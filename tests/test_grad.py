@@ -37,6 +37,27 @@ def test_equals_the_explicit_form(wrap):
     assert table_bits(oe.update(table, sparse)) == table_bits(wanted)
 
 
+@pytest.mark.parametrize("make", [list, tuple])
+def test_gradients_of_several_losses(make):
+    """One a microbatch: an update sums them, and so does the norm."""
+    table = make_table(3)
+    gradients = make(
+        oe.value_and_grad(lambda table, ids=ids: oe.lookup(table, ids)[0].sum())(table)[
+            1
+        ]
+        for ids in ([5, 7], [7, 9, 7])
+    )
+    _, ctx = oe.lookup(table, [5, 7, 7, 9, 7])
+    ones = jnp.ones((5, 3))
+    assert oe.global_norm(gradients) == oe.global_norm(ctx, ones)
+    wanted = table_bits(oe.update(table, ctx, ones))
+    assert table_bits(oe.update(table, gradients)) == wanted
+    with pytest.raises(TypeError, match="a list of those"):
+        oe.update(table, [])
+    with pytest.raises(TypeError, match="a list of those"):
+        oe.update(table, [gradients[0], ctx])
+
+
 @pytest.mark.parametrize("kind", ["ssd", "host_mem"])
 def test_a_cached_table(tmp_path, kind):
     table, cached = make_table(3), make_cached(tmp_path, dim=3, kind=kind)

@@ -48,7 +48,9 @@ def test_update(table, argument, value, error, message):
 def test_a_schedule_that_gives_no_number(schedule):
     table = make_table(3, optimizer=oe.sgd(schedule))
     acts, ctx = oe.lookup(table, [1])
-    with pytest.raises((TypeError, ValueError), match=r"update\(learning_rate="):
+    with pytest.raises(
+        (TypeError, ValueError), match="update: what the optimizer's sch"
+    ):
         oe.update(table, ctx, acts)
 
 
@@ -78,8 +80,31 @@ def test_lists_of_large_ids(ids):
 
 @pytest.mark.parametrize("ids", [[2**64], [2**63, -1], [2**63, 0.5], [None]])
 def test_lists_that_no_64_bits_hold(table, ids):
-    with pytest.raises(TypeError, match=r"lookup\(ids=.*integers, of 64 bits"):
+    with pytest.raises(TypeError, match=r"lookup\(ids=.*integers, all of int64 or"):
         oe.lookup(table, ids)
+
+
+@pytest.mark.parametrize("ids", [None, {}, {1}, "a", 1.5, jnp.float16, object()])
+def test_ids_that_are_no_array(table, ids):
+    kind = type(ids).__name__
+    with pytest.raises(TypeError, match=rf"lookup\(ids=.*{kind} .*pass integers"):
+        oe.lookup(table, ids)
+    if ids is not None:
+        with pytest.raises(TypeError, match=rf"lookup\(table_ids=.*{kind} "):
+            oe.lookup(table, [1], ids)
+
+
+@pytest.mark.parametrize("key_type", [np.float64, "int32", None, np.uint32, "x", 8])
+def test_packed_ids_of_another_type(key_type):
+    with pytest.raises(ValueError, match=r"unpack_ids\(key_type=.*int64 or uint64"):
+        oe.unpack_ids(oe.pack_ids(np.array([5])), key_type)
+
+
+@pytest.mark.parametrize("key_type", [np.int64, "uint64", np.dtype("int64")])
+def test_packed_ids_of_their_type(key_type):
+    ids = oe.unpack_ids(oe.pack_ids(np.array([5])), key_type)
+    assert ids.dtype == key_type
+    assert ids.tolist() == [5]
 
 
 def test_ids_that_look_packed(table):
@@ -99,6 +124,8 @@ def test_ids_that_look_packed(table):
         (np.ones((2, 3)), {"sum": np.ones((3, 2))}, ValueError, r"state\['sum'\]"),
         (np.ones((2, 3)), {"sum": "x"}, TypeError, r"state\['sum'\].*\(2, 3\)"),
         (np.ones((2, 3)), {"x": 1}, ValueError, r"state=.*'x'.*\['sum'\]"),
+        (np.full((2, 3), 1e39), {}, ValueError, r"embedding=.*1e\+39 does not fit"),
+        (np.ones((2, 3)), {"sum": np.full((2, 3), -1e39)}, ValueError, "state.*-1e"),
     ],
 )
 def test_set_rows(embedding, state, error, message):
@@ -106,6 +133,38 @@ def test_set_rows(embedding, state, error, message):
     with pytest.raises(error, match=rf"set_rows\({message}"):
         oe.set_rows(table, [1, 2], embedding, state)
     assert oe.size(table) == 0
+
+
+def test_numbers_that_fit_barely():
+    table = make_table(3)
+    values = np.array([[np.inf, np.nan, 3.4028235e38]])
+    rows = oe.get_rows(oe.set_rows(table, [1], values), [1]).embedding
+    np.testing.assert_array_equal(rows, values.astype(np.float32))
+
+
+def test_whole_state_that_is_not(tmp_path):
+    table = make_table(3, optimizer=oe.smart_decay_adam(0.1))
+    for steps in (-1, 2**32, 0.5):
+        with pytest.raises(ValueError, match=r"state.*does not fit uint32"):
+            oe.set_rows(table, [1], np.ones((1, 3)), {"last_step": np.array([steps])})
+
+
+def test_a_table_that_no_memory_holds():
+    """JAX's error, of JAX's type, with what it was for."""
+    spec, table = make_spec(3, capacity=2**31 - 1), make_table(3)
+    for call, make in (
+        ("init", lambda: init_table(spec)),
+        ("grow", lambda: oe.grow(table, 2**31 - 1)),
+    ):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXH") as caught:
+            make()
+        (note,) = [n for n in caught.value.__notes__ if n.startswith(call)]
+        assert "arrays take 80.0 GiB" in note
+
+
+def test_a_table_of_numpy_arrays_grows():
+    table = make_table(3)
+    assert oe.grow(jax.device_get(table)).capacity == 2 * table.capacity
 
 
 def test_state_of_the_shape_of_the_ids():

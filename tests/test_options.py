@@ -152,10 +152,12 @@ def test_paths(path, kept):
             ValueError,
             r"physical_block_size=1024\): pass 512 or 4096",
         ),
-        ({"capacity": 1, "persistent_path": 3}, TypeError, r"persistent_path=3\)"),
-        ({"capacity": 1, "persistent_path": ""}, TypeError, r"persistent_path=''\)"),
-        ({"capacity": 1, "persistent_path": []}, TypeError, r"persistent_path=\[\]"),
-        ({"capacity": 1, "persistent_path": ["a", None]}, TypeError, r"None\]"),
+        ({"capacity": 1, "persistent_path": 3}, TypeError, "path=.*3 is no path"),
+        ({"capacity": 1, "persistent_path": ""}, ValueError, "path '' is empty"),
+        ({"capacity": 1, "persistent_path": "a\0"}, ValueError, "has a NUL"),
+        ({"capacity": 1, "persistent_path": "~/a"}, ValueError, "expanduser"),
+        ({"capacity": 1, "persistent_path": []}, ValueError, r"persistent_path=\[\]"),
+        ({"capacity": 1, "persistent_path": ["a", None]}, TypeError, "None is no"),
     ],
 )
 def test_bad_store_options(options, error, match):

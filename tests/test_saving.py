@@ -1,5 +1,6 @@
 """save and restore: tables beside pytrees, there and back."""
 
+import functools
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,6 +100,21 @@ def test_there_and_back(tmp_path_factory, first, second):
     like = oe.restore(path, like={"first": first})["first"]
     assert jax.tree.structure(like) == structure
     assert_equal(jax.tree.leaves(like), leaves)
+
+
+def test_paths_that_are_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path, error, message in [
+        (None, TypeError, "None is no path"),
+        (3, TypeError, "3 is no path"),
+        ("", ValueError, "empty"),
+        ("a\0b", ValueError, "NUL"),
+        ("~/a", ValueError, "expanduser"),
+    ]:
+        for call in (functools.partial(oe.save, x=1), oe.restore):
+            with pytest.raises(error, match=rf"(save|restore)\(path\).*{message}"):
+                call(path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_keys_of_jax_random(tmp_path):

@@ -23,7 +23,8 @@ PACKAGE = "oneemb_jax"
 LAYERS = (
     ("_version", "_config", "_compat"),
     ("_native", "_cuda"),
-    ("batches", "durable", "ids", "initializers", "optimizer", "oneflow_format"),
+    ("durable", "memory", "paths"),
+    ("batches", "ids", "initializers", "optimizer", "oneflow_format"),
     ("replaced",),
     ("batch_ids", "optimizers", "oneflow_reader", "oneflow_writer", "oneflow_rows"),
     ("options", "oneflow_verify"),
