@@ -341,8 +341,8 @@ def test_a_path_that_is_no_text(tmp_path):
         os.remove(os.path.join(saved, "LIVE"))
         with pytest.raises(OSError, match="LIVE"):
             emb.load_snapshot("two")
-    with embedding("a\0b") as emb, pytest.raises(ValueError, match="NUL"):
-        emb.save_snapshot(emb.init(), "two")
+    with pytest.raises(ValueError, match="NUL"), embedding("a\0b"):
+        pass
 
 
 def test_a_copy_elsewhere_needs_nothing_else(tmp_path):

@@ -91,9 +91,9 @@ class SnapshotStream {
     RunReleased([&]() -> Status {
       const std::lock_guard<std::mutex> lock(mutex_);
       ONEEMB_RETURN_IF_ERROR(CheckOpen());
-      Status added = AddBatch(keys, reinterpret_cast<const char*>(rows.data()));
-      if (!added.ok()) Finish();
-      return added;
+      return OrFinish([&] {
+        return AddBatch(keys, reinterpret_cast<const char*>(rows.data()));
+      });
     });
   }
 
@@ -111,9 +111,8 @@ class SnapshotStream {
         return {StatusKind::kInvalidArgument,
                 path + ": cannot be joined with other rows"};
       }
-      Status added = writer_->AddSegments(path, snapshot.views);
-      if (!added.ok()) Finish();
-      return added;
+      return OrFinish(
+          [&] { return writer_->AddSegments(path, snapshot.views); });
     });
   }
 
@@ -122,11 +121,14 @@ class SnapshotStream {
     RunReleased([&]() -> Status {
       const std::lock_guard<std::mutex> lock(mutex_);
       ONEEMB_RETURN_IF_ERROR(CheckOpen());
-      Status saved = AddWaiting(static_cast<int64_t>(waiting_keys_.size()));
-      if (saved.ok()) saved = writer_->SealRows();
-      if (saved.ok()) saved = writer_->Commit(row_bytes_, text);
-      Finish();
-      return saved;
+      return OrFinish([&]() -> Status {
+        ONEEMB_RETURN_IF_ERROR(
+            AddWaiting(static_cast<int64_t>(waiting_keys_.size())));
+        ONEEMB_RETURN_IF_ERROR(writer_->SealRows());
+        ONEEMB_RETURN_IF_ERROR(writer_->Commit(row_bytes_, text));
+        Finish();
+        return {};
+      });
     });
   }
 
@@ -163,7 +165,19 @@ class SnapshotStream {
                         waiting_rows_.begin() + count * row_bytes_);
     return {};
   }
-  // Rows of a batch that failed may be missing: nothing can be added to them.
+  // Rows of what failed, for want of memory say, may be missing: nothing can be
+  // added to the others.
+  template <class Work>
+  Status OrFinish(Work work) {
+    try {
+      Status status = work();
+      if (!status.ok()) Finish();
+      return status;
+    } catch (...) {
+      Finish();
+      throw;
+    }
+  }
   void Finish() {
     writer_ = nullptr;
     lock_ = nullptr;

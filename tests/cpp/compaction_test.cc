@@ -14,6 +14,7 @@ constexpr int64_t kWidth = 100;
 StoreOptions Options(std::shared_ptr<Env> env) {
   StoreOptions options = SmallOptions(std::move(env), kWidth);
   options.ssd.segment_bytes = int64_t{64} << 10;
+  options.ssd.policy = CompactionPolicy();
   return options;
 }
 
@@ -107,7 +108,7 @@ TEST(PutsDoNotOutrunCompaction) {
 
 TEST(CompactionKeepsToItsShare) {
   StoreOptions options = Options(std::make_shared<SimEnv>());
-  options.ssd.utilisation = 0.95;  // wants far more than it may
+  options.ssd.policy.utilisation = 0.95;  // wants far more than it may
   options.ssd.compaction_share = 0.5;
   const auto store = OpenStore(options);
   std::mt19937_64 random(1);
@@ -120,6 +121,80 @@ TEST(CompactionKeepsToItsShare) {
           stats.put_bytes / 2 + 2 * options.ssd.segment_bytes);
   }
   CHECK(StatsOf(*store).moved_bytes > 10 * options.ssd.segment_bytes);
+}
+
+// Each save closes a segment, however little is in it.
+TEST(SavesLeaveFewSegmentsHoweverManyThereAre) {
+  constexpr int kSaves = 600;
+  for (const uint64_t count : {1, 30, 300}) {
+    StoreOptions options = Options(std::make_shared<SimEnv>());
+    options.ssd.segment_bytes = int64_t{1} << 20;
+    const auto store = OpenStore(options);
+    Model model;
+    uint64_t next = 0;
+    int64_t most = 0;
+    for (int save = 0; save < kSaves; ++save) {
+      TestBatch batch;
+      for (uint64_t i = 0; i < count; ++i, ++next) {
+        const Key key{next % 20000, 0};
+        batch.Add(key, MakeRow(key, next, kWidth));
+      }
+      CHECK_OK(store->Put(batch.span(), batch.rows.data()));
+      PutInto(&model, batch);
+      CHECK_OK(store->Save("s" + std::to_string(save % 2), ""));
+      if (save > 0) {
+        CHECK_OK(store->Delete("s" + std::to_string((save + 1) % 2)));
+      }
+      const StoreStats stats = StatsOf(*store);
+      const auto rows = static_cast<int64_t>(model.size());
+      most = std::max(most, stats.segments);
+      const int64_t full = rows * 128 / (options.ssd.segment_bytes / 2);
+      // Small ones, whole ones, and what the next put will merge.
+      CHECK(stats.segments <= 20 + 2 * full);
+      CHECK(stats.moved_bytes <=
+            2 * stats.put_bytes + (save + 3) * options.ssd.segment_bytes / 256 +
+                options.ssd.segment_bytes);
+    }
+    CHECK(Dump(store.get()) == model);
+    const StoreStats stats = StatsOf(*store);
+    std::cout << count << " rows a save: " << most << " segments, "
+              << static_cast<double>(stats.moved_bytes) /
+                     static_cast<double>(stats.put_bytes)
+              << " bytes moved for each put\n";
+  }
+}
+
+// A snapshot of another store may have larger segments, or smaller ones.
+TEST(SegmentsOfAnotherSizeAreNotMovedForEver) {
+  for (const int64_t times : {8, 1}) {
+    const auto env = std::make_shared<SimEnv>();
+    StoreOptions options = Options(env);
+    options.ssd.segment_bytes *= times;
+    std::mt19937_64 random(1);
+    Model model;
+    const TestBatch first = Distinct(&random, 100000, 20000);
+    {
+      const auto store = OpenStore(options);
+      CHECK_OK(store->Put(first.span(), first.rows.data()));
+      PutInto(&model, first);
+      CHECK_OK(store->Save("s", ""));
+    }
+    options.ssd.segment_bytes = int64_t{64} << 10;
+    const auto store = OpenStore(options);
+    CHECK_OK(store->Load("s", nullptr));
+    for (uint64_t i = 0; i < 20; ++i) {
+      TestBatch more;
+      for (uint64_t k = 0; k < 1000; ++k) {
+        const Key key{200000 + 1000 * i + k, 0};
+        more.Add(key, MakeRow(key, i, kWidth));
+      }
+      CHECK_OK(store->Put(more.span(), more.rows.data()));
+      PutInto(&model, more);
+    }
+    for (int i = 0; i < 3; ++i) CHECK_OK(store->Compact());
+    CHECK(StatsOf(*store).moved_bytes <= 2 * options.ssd.segment_bytes);
+    CHECK(Dump(store.get()) == model);
+  }
 }
 
 TEST(ADamagedRowKeepsItsSegmentAndTheOthersMove) {

@@ -122,39 +122,90 @@ TEST(AMoveOfTheNewestVersionMovesIt) {
   CHECK_EQ(f.Live(), "5 ; ");
 }
 
+using Places = std::vector<int64_t>;
+
+Places Victims(const SegmentMap& map, double utilisation, bool only_urgent) {
+  CompactionPolicy policy;
+  policy.utilisation = utilisation;
+  policy.most_fragments = 4;
+  Places places;
+  for (const Victim& victim : map.PickVictims(policy, only_urgent)) {
+    places.push_back(victim.place);
+  }
+  return places;
+}
+
 TEST(VictimsAreClosedAndWorthIt) {
   Fixture f;
   for (uint64_t id = 0; id < 100; ++id) {
     f.Publish({id, 0}, f.map.Location(f.a, static_cast<int64_t>(id)));
   }
-  CHECK_EQ(f.map.PickVictim(0.7, false).place, -1);  // open
+  CHECK(Victims(f.map, 0.7, false).empty());  // open
   f.map.Close(f.a, 100, true);
-  CHECK_EQ(f.map.PickVictim(0.7, false).place, -1);  // all live
+  CHECK(Victims(f.map, 0.7, false).empty());  // all live
   for (uint64_t id = 0; id < 80; ++id) {
     f.Publish({id, 0}, f.map.Location(f.b, static_cast<int64_t>(id)));
   }
   // 20 % live, but less than a segment of dead slots: padding may be that much.
-  CHECK_EQ(f.map.PickVictim(0.7, false).place, -1);
+  CHECK(Victims(f.map, 0.7, false).empty());
   f.map.Close(f.b, 100, true);
-  CHECK_EQ(f.map.PickVictim(0.7, false).place, f.a);  // 100 of 200 slots
-  CHECK_EQ(f.map.PickVictim(0.4, false).place, -1);
-  CHECK_EQ(f.map.PickVictim(0.7, true).place, -1);
+  CHECK(Victims(f.map, 0.7, false) == Places{f.a});  // 100 of 200 slots
+  CHECK(Victims(f.map, 0.4, false).empty());
+  CHECK(Victims(f.map, 0.7, true).empty());
   f.map.Pin(f.a);
-  CHECK_EQ(f.map.PickVictim(0.7, false).place, -1);
+  CHECK(Victims(f.map, 0.7, false).empty());
 }
 
 TEST(SegmentsThatAreDeadOrNotSealedComeFirst) {
   Fixture f;
   f.Publish({1, 0}, f.map.Location(f.a, 0));
   f.map.Close(f.a, 1, false);
-  CHECK_EQ(f.map.PickVictim(0.7, true).place, f.a);
+  CHECK(Victims(f.map, 0.7, true) == Places{f.a});
   Fixture g;
   g.map.Close(g.b, 1, true);
-  CHECK_EQ(g.map.PickVictim(0.7, true).place, g.b);
+  CHECK(Victims(g.map, 0.7, true) == Places{g.b});
   g.map.Remove(g.b);
-  CHECK_EQ(g.map.PickVictim(0.7, true).place, -1);
+  CHECK(Victims(g.map, 0.7, true).empty());
   // Its place is used again.
   CHECK_EQ(g.map.Add(std::make_shared<Segment>()), g.b);
+}
+
+// Closed segments, one a number: of so many rows, all live.
+Places AddSegments(SegmentMap* map, const std::vector<int64_t>& sizes) {
+  Places places;
+  uint64_t id = static_cast<uint64_t>(map->size());
+  for (const int64_t size : sizes) {
+    const int64_t place = map->Add(std::make_shared<Segment>());
+    for (int64_t slot = 0; slot < size; ++slot) {
+      const Key key{id++, 0};
+      const uint64_t location = map->Location(place, slot);
+      CHECK(map->Publish(KeyParts({&key, 1}), &location).ok());
+    }
+    map->Close(place, size, true);
+    places.push_back(place);
+  }
+  return places;
+}
+
+TEST(SmallSegmentsAreMergedWhereThereAreMany) {
+  SegmentMap map(100, 800);
+  Places p = AddSegments(&map, {50, 100, 800, 3, 1, 1, 30});
+  CHECK(Victims(map, 0.7, false).empty());  // four small ones, and whole ones
+  p.push_back(AddSegments(&map, {6}).front());
+  CHECK((Victims(map, 0.7, false) == Places{p[4], p[5]}));  // 3 is above 1 + 1
+  CHECK(Victims(map, 0.7, true).empty());
+  map.Pin(p[4]);
+  CHECK(Victims(map, 0.7, false).empty());  // it stays: four again
+}
+
+TEST(SmallSegmentsAreMergedUpToAQuarterOfAWholeOne) {
+  SegmentMap map(100);
+  const Places p = AddSegments(&map, {12, 6, 6, 40, 40, 2});
+  // 2 + 6 (two at least) + 6 + 12 would be 26.
+  CHECK((Victims(map, 0.7, false) == Places{p[5], p[1], p[2]}));
+  SegmentMap large(100);
+  const Places q = AddSegments(&large, {49, 48, 47, 46, 45});
+  CHECK((Victims(large, 0.7, false) == Places{q[4], q[3]}));
 }
 
 }  // namespace

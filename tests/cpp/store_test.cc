@@ -88,7 +88,7 @@ TEST(BadOptionsAreNamed) {
   bad.ssd.block_bytes = 1024;
   CheckRefused(bad, "block_bytes: 1024");
   bad = good;
-  bad.ssd.utilisation = 1;
+  bad.ssd.policy.utilisation = 1;
   CheckRefused(bad, "utilisation");
   bad = good;
   bad.ssd.write_bytes = 5000;
@@ -271,7 +271,8 @@ void RunAgainstModel(StoreKind kind, uint64_t seed, int steps) {
   const auto env = std::make_shared<SimEnv>(seed);
   const int64_t width = 4 + static_cast<int64_t>(random() % 300);
   StoreOptions options = SmallOptions(env, width, kind);
-  options.ssd.utilisation = 0.3 + 0.1 * static_cast<double>(random() % 6);
+  options.ssd.policy.utilisation =
+      0.3 + 0.1 * static_cast<double>(random() % 6);
   auto store = OpenStore(options);
   Model model;
   std::map<std::string, Model> saved;

@@ -39,6 +39,9 @@ inline StoreOptions SmallOptions(std::shared_ptr<Env> env,
   options.ssd.write_bytes = 2 * kBlockBytes;
   options.ssd.write_depth = 2;
   options.ssd.compaction = CompactionMode::kInline;
+  // Every closed segment is small enough to be merged, and two are too many.
+  options.ssd.policy.fragment_share = 2;
+  options.ssd.policy.most_fragments = 1;
   return options;
 }
 

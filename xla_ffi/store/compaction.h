@@ -21,16 +21,18 @@ constexpr int64_t kCompactionReadBytes = int64_t{1} << 20;
 class Compactor {
  public:
   // Moved rows go to segments of their own: they are colder than new ones.
-  Compactor(SegmentWriterOptions options, double utilisation)
+  Compactor(SegmentWriterOptions options, const CompactionPolicy& policy)
       : env_(options.env),
         folder_(options.folder),
-        utilisation_(utilisation),
+        policy_(policy),
         log_(std::move(options)) {}
 
-  // Empties and removes one segment. *worked says whether there was one: with
-  // only_urgent, one that is dead or could not be sealed. An error changes no
-  // row: what was not moved stays where it is. kCorruption when a damaged row
-  // was found; it stays too, and its segment is left alone until it dies.
+  // Empties and removes one segment, or several small ones: their rows then lie
+  // together, whatever a save closes between two steps. *worked says whether
+  // there was one: with only_urgent, one that is dead or could not be sealed.
+  // An error changes no row: what was not moved stays where it is. kCorruption
+  // when a damaged row was found; it stays too, and its segment is left alone
+  // until it dies.
   Status Step(SegmentMap* map, bool only_urgent, bool* worked);
 
   // Seals the segment that moved rows go to.
@@ -42,13 +44,22 @@ class Compactor {
   int64_t steps() const { return steps_; }
 
  private:
-  Status MoveRows(SegmentMap* map, const Victim& victim);
-  Status MoveBatch(SegmentMap* map, const Victim& victim,
-                   const RowBatch& batch);
+  // Live rows of one segment or of several. They are written together: what is
+  // written begins a frame.
+  struct RowsToMove {
+    std::vector<Key> keys;
+    std::vector<char> rows;
+    std::vector<uint64_t> from;  // locations
+  };
+
+  Status ReadRows(SegmentMap* map, const Victim& victim, RowsToMove* rows,
+                  Status* bad);
+  Status WriteRows(SegmentMap* map, RowsToMove* rows);
+  void Remove(SegmentMap* map, const Victim& victim);
 
   Env* const env_;
   const std::string folder_;
-  const double utilisation_;
+  const CompactionPolicy policy_;
   LogWriter log_;
   int64_t steps_ = 0;
 };

@@ -1,5 +1,6 @@
 #include "store/segment_map.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "store/crew.h"
@@ -16,9 +17,10 @@ int BitsFor(int64_t values) {
 
 }  // namespace
 
-SegmentMap::SegmentMap(int64_t slots)
+SegmentMap::SegmentMap(int64_t slots, int64_t most_slots)
     : slots_(slots),
-      slot_bits_(BitsFor(slots)),
+      most_slots_(most_slots),
+      slot_bits_(BitsFor(most_slots)),
       table_(std::make_shared<SegmentTable>()) {}
 
 void SegmentMap::Find(KeySpan keys, uint64_t* locations,
@@ -32,7 +34,7 @@ int64_t SegmentMap::Add(std::shared_ptr<const Segment> segment) {
   const WriterLock lock(mutex_);
   auto table = std::make_shared<SegmentTable>(*table_);
   Entry entry;
-  entry.live = Bitmap(slots_);
+  entry.live = Bitmap(most_slots_);
   size_t place = entries_.size();
   if (free_.empty()) {
     table->push_back(std::move(segment));
@@ -95,7 +97,7 @@ Status SegmentMap::Reserve(int64_t rows, int64_t segments) {
 int64_t SegmentMap::BytesAfter(KeySpan keys) const {
   const ReaderLock lock(mutex_);
   // Two more segments may be needed: this put's, and compaction's.
-  return BitmapBytes() + 2 * (slots_ / 8 + kEntryBytes) +
+  return BitmapBytes() + 2 * (most_slots_ / 8 + kEntryBytes) +
          index_.BytesAfterReserve(keys.data, keys.size,
                                   EndOfLocations() + Location(1, 0));
 }
@@ -183,28 +185,36 @@ SegmentView SegmentMap::View(size_t place) const {
   return {(*table_)[place], entry.live, entry.num_slots, entry.durable};
 }
 
-// Segments that were closed early, as a save does, are merged when there are
-// more of them than this: each is an open file, and a link of every snapshot.
-// The one with the fewest rows goes first, so that a row moves once each time
-// that what it lies with has doubled, or so.
-size_t SegmentMap::PickFragment() const {
-  constexpr int64_t kMostFragments = 16;
-  int64_t fragments = 0;
-  size_t smallest = entries_.size();
+// A save closes the segments that are open, and so leaves small ones. Of those,
+// smallest first, all go that have no more rows than those before them
+// together: a row is moved again only when what it lies with has doubled. A
+// quarter of a segment at a time, for a save has to wait.
+std::vector<size_t> SegmentMap::PickFragments(
+    const CompactionPolicy& policy) const {
+  const double small = policy.fragment_share * static_cast<double>(slots_);
+  std::vector<std::pair<int64_t, size_t>> fragments;  // live rows, place
   for (size_t p = 0; p < entries_.size(); ++p) {
     const Entry& entry = entries_[p];
-    if (LeftAlone(entry) || entry.num_slots >= slots_ / 2) continue;
-    ++fragments;
-    if (smallest == entries_.size() ||
-        entry.num_live < entries_[smallest].num_live) {
-      smallest = p;
-    }
+    const bool whole = static_cast<double>(entry.num_slots) >= small;
+    if (!LeftAlone(entry) && !whole) fragments.emplace_back(entry.num_live, p);
   }
-  return fragments > kMostFragments ? smallest : entries_.size();
+  const auto count = static_cast<int64_t>(fragments.size());
+  // One alone would only become another.
+  if (count < 2 || count <= policy.most_fragments) return {};
+  std::sort(fragments.begin(), fragments.end());
+  std::vector<size_t> places;
+  int64_t sum = 0;
+  for (const auto& [live, place] : fragments) {
+    const bool two = places.size() >= 2;
+    if (two && (live > sum || sum + live > slots_ / 4)) break;
+    sum += live;
+    places.push_back(place);
+  }
+  return places;
 }
 
-Victim SegmentMap::PickVictim(double utilisation, bool only_urgent) const {
-  const ReaderLock lock(mutex_);
+std::vector<size_t> SegmentMap::PickDead(const CompactionPolicy& policy,
+                                         bool only_urgent) const {
   int64_t live = 0;
   int64_t slots = 0;
   double best = 0;
@@ -219,18 +229,29 @@ Victim SegmentMap::PickVictim(double utilisation, bool only_urgent) const {
     best = gain;
     place = p;
   }
-  const bool urgent =
-      place < entries_.size() &&
-      (entries_[place].num_live == 0 || !entries_[place].durable);
+  if (place == entries_.size()) return {};
+  const Entry& entry = entries_[place];
+  if (entry.num_live == 0 || !entry.durable) return {place};
   // Less than a segment's worth of dead slots is not worth a move: they may be
   // the padding of small batches, which a move would make anew.
-  const bool wasteful =
-      slots - live >= slots_ &&
-      static_cast<double>(live) < utilisation * static_cast<double>(slots);
-  if (!urgent && only_urgent) return {};
-  if (!urgent && !wasteful) place = PickFragment();
-  if (place == entries_.size()) return {};
-  return {static_cast<int64_t>(place), entries_[place].num_live, View(place)};
+  const bool wasteful = slots - live >= slots_ &&
+                        static_cast<double>(live) <
+                            policy.utilisation * static_cast<double>(slots);
+  if (only_urgent || !wasteful) return {};
+  return {place};
+}
+
+std::vector<Victim> SegmentMap::PickVictims(const CompactionPolicy& policy,
+                                            bool only_urgent) const {
+  const ReaderLock lock(mutex_);
+  std::vector<size_t> places = PickDead(policy, only_urgent);
+  if (places.empty() && !only_urgent) places = PickFragments(policy);
+  std::vector<Victim> victims;
+  victims.reserve(places.size());
+  for (const size_t p : places) {
+    victims.push_back({static_cast<int64_t>(p), entries_[p].num_live, View(p)});
+  }
+  return victims;
 }
 
 void SegmentMap::Pin(int64_t place) {

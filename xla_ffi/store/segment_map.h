@@ -32,17 +32,30 @@ struct SegmentView {
 
 // What compaction should empty next.
 struct Victim {
-  int64_t place = -1;  // -1: nothing is worth it
-  int64_t live = 0;
+  int64_t place;
+  int64_t live;
   SegmentView view;
+};
+
+// What is worth the work of compaction.
+struct CompactionPolicy {
+  // The share of all slots that is kept live.
+  double utilisation = 0.7;
+  // Closed segments with fewer slots than this share of a full one are merged
+  // where there are more of them than that: each is an open file, and a link of
+  // every snapshot.
+  double fragment_share = 0.5;
+  int64_t most_fragments = 16;
 };
 
 // Thread-safe. A batch is published, moved or erased as a whole: no other
 // thread sees half of it.
 class SegmentMap {
  public:
-  // `slots` bounds the slots of any segment that is added.
-  explicit SegmentMap(int64_t slots);
+  // For segments of up to `slots` slots; a loaded one may have more, up to
+  // `most_slots`.
+  explicit SegmentMap(int64_t slots) : SegmentMap(slots, slots) {}
+  SegmentMap(int64_t slots, int64_t most_slots);
 
   // locations[i] is kNoLocation where there is no row; *table is theirs.
   void Find(KeySpan keys, uint64_t* locations,
@@ -84,10 +97,12 @@ class SegmentMap {
   // version, or none. kNoMemory changes nothing.
   Status Move(KeySpan keys, const uint64_t* from, const uint64_t* to);
 
-  // What to compact to keep this share of all slots live. Segments that could
-  // not be sealed and such without live rows come first, always. `urgent`
-  // ones only when `only_urgent`. Then small ones, when there are many.
-  Victim PickVictim(double utilisation, bool only_urgent) const;
+  // Segments to empty now, all of them before the next are asked for; none
+  // where nothing is worth it. One that could not be sealed or has no live rows
+  // comes first, always, and is the only kind when `only_urgent`; then one that
+  // is mostly dead, where too much is; then small ones, where they are many.
+  std::vector<Victim> PickVictims(const CompactionPolicy& policy,
+                                  bool only_urgent) const;
   // A damaged row was found there: compaction leaves the segment alone until
   // the row has died.
   void Pin(int64_t place);
@@ -130,11 +145,16 @@ class SegmentMap {
   }
   // How much emptying the segment gains; below 0: not at all.
   double Gain(const Entry& entry) const ONEEMB_REQUIRES_SHARED(mutex_);
-  // The place of one to merge with others; that behind the last for none.
-  size_t PickFragment() const ONEEMB_REQUIRES_SHARED(mutex_);
+  // The one that it pays most to empty, if enough is dead or it is urgent.
+  std::vector<size_t> PickDead(const CompactionPolicy& policy,
+                               bool only_urgent) const
+      ONEEMB_REQUIRES_SHARED(mutex_);
+  std::vector<size_t> PickFragments(const CompactionPolicy& policy) const
+      ONEEMB_REQUIRES_SHARED(mutex_);
   SegmentView View(size_t place) const ONEEMB_REQUIRES_SHARED(mutex_);
 
   const int64_t slots_;
+  const int64_t most_slots_;
   const int slot_bits_;
   mutable SharedMutex mutex_;
   RowIndex index_ ONEEMB_GUARDED_BY(mutex_);

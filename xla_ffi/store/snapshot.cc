@@ -331,15 +331,15 @@ class NewFiles {
 }  // namespace
 
 Status BuildMap(Env* env, const std::string& path, const Snapshot& snapshot,
-                const std::string& folder, int64_t least_slots,
+                const std::string& folder, int64_t slots,
                 std::shared_ptr<SegmentMap>* map) {
   std::vector<std::string> names;
   ONEEMB_RETURN_IF_ERROR(env->List(folder, &names));
-  int64_t slots = least_slots;
+  int64_t most_slots = slots;
   for (const SegmentView& view : snapshot.views) {
-    slots = std::max(slots, view.num_slots);
+    most_slots = std::max(most_slots, view.num_slots);
   }
-  auto fresh = std::make_shared<SegmentMap>(slots);
+  auto fresh = std::make_shared<SegmentMap>(slots, most_slots);
   ONEEMB_RETURN_IF_ERROR(fresh->Reserve(
       snapshot.manifest.num_rows, static_cast<int64_t>(snapshot.views.size())));
   NewFiles files(env);

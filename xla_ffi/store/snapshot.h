@@ -80,10 +80,10 @@ struct Snapshot {
 // *snapshot is unspecified.
 Status OpenSnapshot(Env* env, const std::string& path, Snapshot* snapshot);
 
-// Links the snapshot's segments into `folder` and makes a map of its rows. On
-// an error the folder is as it was.
+// Links the snapshot's segments into `folder` and makes a map of its rows, for
+// later segments of `slots` slots. On an error the folder is as it was.
 Status BuildMap(Env* env, const std::string& path, const Snapshot& snapshot,
-                const std::string& folder, int64_t least_slots,
+                const std::string& folder, int64_t slots,
                 std::shared_ptr<SegmentMap>* map);
 
 // Told how many rows were read, now and then; what it returns but ok ends the

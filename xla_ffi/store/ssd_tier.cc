@@ -37,7 +37,7 @@ SsdTier::SsdTier(std::shared_ptr<Env> env, std::string folder,
       slots_per_segment_(layout_.SlotsIn(options.segment_bytes)),
       most_buffer_bytes_(MostBufferBytes()),
       put_log_(WriterOptions()),
-      compactor_(WriterOptions(), options.utilisation),
+      compactor_(WriterOptions(), options.policy),
       map_(std::make_shared<SegmentMap>(slots_per_segment_)) {}
 
 SegmentWriterOptions SsdTier::WriterOptions() {
@@ -275,15 +275,18 @@ std::unique_ptr<RowIterator> SsdTier::Iterate() const {
 
 // --- compaction ---
 
-void SsdTier::GrantCompaction(int64_t bytes) {
-  const auto granted = static_cast<int64_t>(static_cast<double>(bytes) *
-                                            options_.compaction_share);
+void SsdTier::AddCredit(double bytes) {
+  const auto granted = static_cast<int64_t>(bytes);
   // A long time without garbage must not end in a long storm of moves.
   const int64_t most = 2 * options_.segment_bytes;
   int64_t credit = credit_;
   while (!credit_.compare_exchange_weak(credit,
                                         std::min(most, credit + granted))) {
   }
+}
+
+void SsdTier::GrantCompaction(int64_t bytes) {
+  AddCredit(static_cast<double>(bytes) * options_.compaction_share);
   if (options_.compaction == CompactionMode::kInline) CompactWithinCredit();
   if (options_.compaction != CompactionMode::kBackground) return;
   const MutexLock lock(wake_mutex_);
@@ -311,7 +314,8 @@ bool SsdTier::CompactionIsBehind() const {
   const SegmentMap::Totals totals = map()->totals();
   return totals.slots - totals.live >= kSegments * slots_per_segment_ &&
          static_cast<double>(totals.live) <
-             kBehind * options_.utilisation * static_cast<double>(totals.slots);
+             kBehind * options_.policy.utilisation *
+                 static_cast<double>(totals.slots);
 }
 
 void SsdTier::HelpCompaction() noexcept {
@@ -330,11 +334,15 @@ Status SsdTier::CompactStep(bool only_urgent, bool* worked) {
   const int64_t before = compactor_.bytes_written();
   const std::shared_ptr<SegmentMap> map = this->map();
   const Status status = compactor_.Step(map.get(), only_urgent, worked);
+  CountMoved(before);
+  return status;
+}
+
+void SsdTier::CountMoved(int64_t before) {
   const int64_t bytes = compactor_.bytes_written() - before;
   credit_ -= bytes;
   moved_bytes_ += bytes;
   compactions_ = compactor_.steps();
-  return status;
 }
 
 void SsdTier::CompactInBackground() {
@@ -389,9 +397,16 @@ Status SsdTier::Capture(const Link& link) {
   std::vector<SegmentView> views;
   {
     const MutexLock put_lock(put_mutex_);
-    ONEEMB_RETURN_IF_ERROR(SealAll(map.get()));
+    const int64_t put_before = put_log_.bytes_written();
+    const int64_t moved_before = compactor_.bytes_written();
+    const Status sealed = SealAll(map.get());
+    put_bytes_ += put_log_.bytes_written() - put_before;
+    CountMoved(moved_before);
+    ONEEMB_RETURN_IF_ERROR(sealed);
     views = map->Capture();
   }
+  AddCredit(static_cast<double>(options_.segment_bytes) *
+            options_.compaction_share_of_save);
   return link(views);
 }
 

@@ -55,11 +55,14 @@ struct SsdTierOptions {
   // so do iterations (1 MiB each) and the keys of a segment while it is loaded.
   int64_t memory_budget_bytes = 0;
   CompactionMode compaction = CompactionMode::kBackground;
-  // The share of slots that compaction keeps live: disk space is rows / this.
-  double utilisation = 0.7;
+  // Disk space is rows / utilisation.
+  CompactionPolicy policy;
   // Compaction writes at most this many bytes for each byte put. A steady load
   // of overwrites needs 1 at a utilisation of 0.7, 3 at 0.85.
   double compaction_share = 2;
+  // And this share of a segment, 1 MiB, for each save, which may leave a small
+  // segment behind however little was put.
+  double compaction_share_of_save = 1.0 / 256;
 };
 
 // Where the rows of a batch were at one moment. What lies there never changes,
@@ -164,6 +167,8 @@ class SsdTier {
   Status SealAll(SegmentMap* map) ONEEMB_REQUIRES(compact_mutex_, put_mutex_);
   void RemoveStrangers(const SegmentMap& map) noexcept
       ONEEMB_REQUIRES(compact_mutex_, put_mutex_);
+  // Bytes that compaction may write from now on.
+  void AddCredit(double bytes);
   // Lets compaction know of `bytes` more, put or made garbage.
   void GrantCompaction(int64_t bytes);
   void CompactWithinCredit() noexcept;
@@ -173,6 +178,8 @@ class SsdTier {
   void HelpCompaction() noexcept;
   Status CompactStep(bool only_urgent, bool* worked)
       ONEEMB_EXCLUDES(compact_mutex_);
+  // What compaction has written since it had written `before` bytes.
+  void CountMoved(int64_t before) ONEEMB_REQUIRES(compact_mutex_);
   void CompactInBackground();
 
   const std::shared_ptr<Env> env_;

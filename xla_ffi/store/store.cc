@@ -57,10 +57,10 @@ Status CheckOptions(const StoreOptions& options) {
         "ssd.read_depth, ssd.write_depth: use 1 to 4096; ssd.readers: 1 at "
         "least");
   }
-  if (!(ssd.utilisation > 0 && ssd.utilisation < 1) ||
+  if (!(ssd.policy.utilisation > 0 && ssd.policy.utilisation < 1) ||
       !(ssd.compaction_share > 0)) {
     return Invalid(
-        "ssd.utilisation must lie between 0 and 1, ssd.compaction_share "
+        "ssd.policy.utilisation must lie between 0 and 1, ssd.compaction_share "
         "above 0");
   }
   return {};
