@@ -51,10 +51,6 @@ bool GpuTier::Wait() {
   return Ok(error);
 }
 
-int64_t GpuTier::used() const {
-  return static_cast<int64_t>(counters()[kSlotsUsed]);
-}
-
 void* GpuTier::TakePinned(int64_t bytes) {
   std::vector<SourceBuffer>& pinned = kept()->pinned;
   pinned.push_back(TakeBuffer(carrier_, bytes));
@@ -120,12 +116,12 @@ bool GpuTier::BeginVictims(uint32_t now, int64_t count, Victims which) {
   victim_counts_ = counts;
   SourceVector<Key>& dirty =
       kept()->dirty_victims.emplace_back(SourceAllocator<Key>(memory()));
-  if (count <= 0 || used() == 0) {
+  if (count <= 0 || slots_used() == 0) {
     return Ok(CollectNothing(stream_, space_.collect));
   }
   dirty.resize(static_cast<size_t>(count));
   return ClearSpace() &&
-         Ok(CollectVictims(stream_, view_, used(), now, count, which,
+         Ok(CollectVictims(stream_, view_, slots_used(), now, count, which,
                            space_.collect, counts, dirty.data())) &&
          Ok(counted_.Record(stream_));
 }
@@ -162,8 +158,8 @@ bool GpuTier::FindDirty(int64_t* cursor, int64_t most,
   kept()->pinned.clear();
   most = std::min(most, kSlots);
   const CollectSpace& space = space_.collect;
-  while (dirty->empty() && *cursor < used()) {
-    const int64_t end = std::min(*cursor + kSlots, used());
+  while (dirty->empty() && *cursor < slots_used()) {
+    const int64_t end = std::min(*cursor + kSlots, slots_used());
     if (!ClearSpace() ||
         !Ok(CollectDirty(stream_, view_, *cursor, end, most, space))) {
       return false;

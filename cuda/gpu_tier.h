@@ -138,7 +138,6 @@ class GpuTier final : public DeviceTier {
   bool ClearSpace();
   bool HandOver(AlignedBuffer* dirty_rows, VictimList* victims);
   bool BeginVictims(uint32_t now, int64_t count, Victims which);
-  int64_t used() const;
 
   const cudaStream_t stream_;
   RowCarrier* const carrier_;

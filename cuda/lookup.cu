@@ -257,37 +257,80 @@ __device__ bool AddTileCounts(const LookupArgs& a, int64_t first,
   return __syncthreads_and(complete ? 1 : 0) != 0;
 }
 
+// Reads this thread's ids of a tile, those that `wanted` has a bit for.
+template <int kItems>
+__device__ void ReadIds(const IdsView& ids, int64_t first, uint32_t wanted,
+                        uint64_t (&found)[kItems]) {
+  const int64_t i = first + threadIdx.x;
+  if (ids.words_per_id == 2) {
+    const auto* const pairs = reinterpret_cast<const uint2*>(ids.words) + i;
+#pragma unroll
+    for (int k = 0; k < kItems; ++k) {
+      if ((wanted >> k & 1) == 0) continue;
+      const uint2 pair = pairs[k * kBlockThreads];
+      found[k] = pair.x | uint64_t{pair.y} << 32;
+    }
+    return;
+  }
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) {
+    if ((wanted >> k & 1) != 0) found[k] = ids.words[i + k * kBlockThreads];
+  }
+}
+
 // Lists the ids of a tile, from `first` on, that have no row; for a whole
-// block. Returns how many there are.
+// block. Returns how many there are. Loads of one kind are all under way before
+// the first is looked at.
 template <int kItems>
 __device__ int ListWithoutRow(const LookupArgs& a, int64_t first,
                               uint32_t* warp_sums, WithoutRow* items) {
   const unsigned thread = threadIdx.x;
+  int32_t slots[kItems];
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) {
+    const int64_t i = first + k * kBlockThreads + thread;
+    slots[k] = i < a.ids.size ? a.out.slots[i] : 0;
+  }
   uint32_t mine = 0;
 #pragma unroll
   for (int k = 0; k < kItems; ++k) {
     const int64_t i = first + k * kBlockThreads + thread;
-    if (i < a.ids.size && IsWithoutRow(a, a.out.slots[i])) mine |= 1U << k;
+    if (i < a.ids.size && IsWithoutRow(a, slots[k])) mine |= 1U << k;
   }
   if (__syncthreads_or(static_cast<int>(mine)) == 0) return 0;
+  uint64_t ids[kItems] = {};
+  ReadIds(a.ids, first, mine, ids);
   uint32_t count = 0;
   uint32_t at = BlockExclusiveSum(__popc(mine), warp_sums, &count);
-  for (; mine != 0; mine &= mine - 1) {
-    const unsigned in_tile = LowestBit(mine) * kBlockThreads + thread;
-    const int64_t i = first + in_tile;
-    items[at++] = {a.ids.Id(i), a.out.slots[i],
-                   static_cast<uint16_t>(a.ids.Table(i)),
+#pragma unroll
+  for (int k = 0; k < kItems; ++k) {
+    if ((mine >> k & 1) == 0) continue;
+    const unsigned in_tile = k * kBlockThreads + thread;
+    items[at++] = {ids[k], slots[k],
+                   static_cast<uint16_t>(a.ids.Table(first + in_tile)),
                    static_cast<uint16_t>(in_tile)};
   }
   __syncthreads();
   return static_cast<int>(count);
 }
 
+// The lanes that draw one activation of so many parts of four columns: few, for
+// what it takes to begin one, but those of wide rows write 64 bytes at once.
+__device__ __forceinline__ int FillLanes(int parts) {
+  return parts > 16 ? 4 : (parts > 1 ? 2 : 1);
+}
+
+// The blocks of Fill that a multiprocessor has room for: all that there are for
+// a million ids.
+constexpr int FillBlocks(Draws draws) {
+  return draws == Draws::kUniform ? 4 : 3;
+}
+
 // Writes the activations of ids that have no row, over what a reserved slot of
 // a cached table held, and adds up what Lookup has counted. Mostly there is
 // nothing to write: few blocks find that out.
 template <class Access, int kWidth, int kItems, Draws kDraws>
-__global__ __launch_bounds__(kBlockThreads) void FillKernel(
+__global__ __launch_bounds__(kBlockThreads, FillBlocks(kDraws)) void FillKernel(
     const __grid_constant__ LookupArgs a) {
   constexpr int kTile = kItems * kBlockThreads;
   __shared__ uint32_t warp_sums[kBlockWarps];
@@ -301,7 +344,7 @@ __global__ __launch_bounds__(kBlockThreads) void FillKernel(
   const RowInitializers initializers = a.initializers.View();
   const int dim = a.shape.dim;
   const int thread = static_cast<int>(threadIdx.x);
-  const int lanes = DrawLanes(static_cast<int>(CeilDiv(dim, 4)));
+  const int lanes = FillLanes(static_cast<int>(CeilDiv(dim, 4)));
   auto* const out =
       static_cast<typename Access::Storage*>(a.out.activations) + first * dim;
   for (int k = thread / lanes; k < count; k += kBlockThreads / lanes) {

@@ -36,7 +36,10 @@ __device__ void OpenBooks(const PlaceArgs& a, bool active) {
   if (threadIdx.x != 0) return;
   a.state->active = active ? 1 : 0;
   if (a.mode == PlaceMode::kNumber || a.mode == PlaceMode::kStage) return;
-  a.state->rows_before = a.table.counters[kRows];
+  // A cached table takes no slots here, and counts beyond those that it has.
+  a.state->rows_before = a.table.cached()
+                             ? a.table.counters[kRows]
+                             : static_cast<uint64_t>(a.table.slots_used());
   a.state->step = a.step == nullptr ? 0 : *a.step;
   // A cached table counts it once it is known to be current.
   if (a.table.cached()) return;
@@ -217,10 +220,7 @@ __global__ __launch_bounds__(kBlockThreads, 4) void PlaceKernel(
   }
   const bool active = IsActive(a);
   // Asked for before it is known whether they matter.
-  const int of_rows = a.table.cached() ? kSlotsUsed : kRows;
-  const int64_t rows = a.mode == PlaceMode::kUpdate
-                           ? static_cast<int64_t>(a.table.counters[of_rows])
-                           : 0;
+  const int64_t rows = a.mode == PlaceMode::kUpdate ? a.table.slots_used() : 0;
   const bool saw_layout = SawLayout(a);
   // For zeros: all that is read above was there before. The kernels behind this
   // one rely on zeros too, some of them before they wait.

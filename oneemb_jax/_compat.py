@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.extend.core
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -19,7 +20,7 @@ def out_like(
     """
     varying: frozenset[Any] = frozenset()
     for operand in operands:
-        varying |= jax.typeof(operand).manual_axis_type.varying
+        varying |= set(varying_axes(operand))
     if not varying:
         return jax.ShapeDtypeStruct(shape, np.dtype(dtype))
     mesh = jax.sharding.get_abstract_mesh()
@@ -29,6 +30,17 @@ def out_like(
         sharding=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()),
         manual_axis_type=jax.sharding.ManualAxisType(varying=varying),
     )
+
+
+def varying_axes(array: Any) -> tuple[Any, ...]:
+    """The axes of a mesh over which an array inside ``jax.shard_map`` varies."""
+    return tuple(jax.typeof(array).manual_axis_type.varying)
+
+
+def zeros_over(axes: tuple[Any, ...], shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Zeros that JAX takes for an array that varies over these axes."""
+    zeros = jnp.zeros(shape, dtype)
+    return jax.lax.pcast(zeros, axes, to="varying") if axes else zeros
 
 
 def is_jaxpr(x: Any) -> bool:

@@ -197,7 +197,10 @@ def _attached(store: Store, spec: TableSpec, device: Any) -> Table:
     """An empty cache over a Store, which is that of the table's name now."""
     nonce = _attach(store, spec)
     try:
-        return init_table(spec, device, nonce=nonce)
+        table = init_table(spec, device, nonce=nonce)
+        # Committed, or a step over several devices would copy it to each of them:
+        # one Store cannot have several caches.
+        return jax.device_put(table, table.rows.device)
     except BaseException:
         close_cached(spec.name)
         raise

@@ -35,6 +35,14 @@ def host_counters(table: Any, call: str, *, late: bool = False) -> dict[str, int
             "Inside, oe.num_rows(table) gives the rows as an array."
         )
     counters = counter_values(table)
+    slots = "slots_used" if table.spec.is_cached else "rows"
+    if counters[slots] > table.capacity:
+        raise TableError(
+            f"{call}(table): {counters[slots]} {slots} in a table of {table.capacity}: "
+            "its arrays are not as a call returned them, say after jax.tree.map over "
+            "a tree that holds it (oe.is_table tells). Use an earlier one, or a "
+            "snapshot."
+        )
     if table.spec.is_cached:
         check_current(table, call, late=late)
         figures = cache_figures(table, call)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from oneemb_jax._compat import is_jaxpr
+from oneemb_jax._compat import is_jaxpr, varying_axes, zeros_over
 from oneemb_jax.lookup import (
     CACHED_LOOKUP_TARGET,
     LOOKUP_TARGET,
@@ -45,6 +45,7 @@ class _Entry(NamedTuple):
     table: int | None  # number of the differentiated table; None: a constant
     shape: tuple[int, ...]  # of the activations
     dtype: Any
+    axes: tuple[Any, ...]  # of a mesh, over which they vary
 
 
 def _key(table: Any) -> int:
@@ -68,7 +69,8 @@ class _Recorder:
         acts, context = lookup_with_tap(table, ids, table_ids, dtype)
         if _key(table) in self._numbers:
             number = self._numbers[_key(table)]
-            self.entries.append(_Entry(number, acts.shape, acts.dtype))
+            entry = _Entry(number, acts.shape, acts.dtype, varying_axes(acts))
+            self.entries.append(entry)
             self.contexts.append(context)
         return acts, context
 
@@ -94,7 +96,7 @@ class _Player:
             return lookup_with_tap(table, ids, table_ids, dtype)
         tap = next(self._taps)
         acts, context = lookup_with_tap(table, ids, table_ids, dtype, tap)
-        if (acts.shape, acts.dtype) != entry[1:]:
+        if (acts.shape, acts.dtype) != (entry.shape, entry.dtype):
             raise ValueError(_UNSTEADY)
         self.contexts.append(context)
         return acts, context
@@ -353,7 +355,7 @@ def value_and_grad(
         arguments = _Arguments(fun, positions, args, kwargs)
         entries = _recorded_lookups(arguments, has_aux)
         own = [entry for entry in entries if entry.table is not None]
-        taps = [jnp.zeros(entry.shape, entry.dtype) for entry in own]
+        taps = [zeros_over(entry.axes, entry.shape, entry.dtype) for entry in own]
 
         def loss_of(dense: Any, taps: Any) -> Any:
             player = _Player(arguments.tables, entries, taps)

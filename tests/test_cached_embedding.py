@@ -74,7 +74,7 @@ def test_options():
     assert oe.make_cached_host_mem_store_options(1, ["x"], 5).store_kind == "host"
     for bad, message in {
         ("a", "x"): r"cache_budget_mb='a'\): pass a number",
-        (-1, "x"): r"cache_budget_mb=-1\): pass a number",
+        (-1, "x"): r"cache_budget_mb=-1\): pass a positive number",
         (0, "x"): r"cache_budget_mb=0\): a step reads",
         (1, None): r"persistent_path=None\): pass a folder",
         (1, ("x", "y")): r"2 folders",

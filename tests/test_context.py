@@ -171,3 +171,31 @@ def test_the_clipping_recipe(size):
     moved = oe.get_rows(table, [1, 2]).embedding - oe.get_rows(after, [1, 2]).embedding
     total = np.hypot(np.linalg.norm(scale * g), np.linalg.norm(moved))
     np.testing.assert_allclose(total, min(norm, 0.5), rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: -x, lambda x: ~x, lambda x: x | np.uint32(2**31)]
+)
+@pytest.mark.parametrize("field", [None, "index", "counters", "clock"])
+def test_a_table_whose_arrays_were_changed(change, field):
+    """It is of no use any more, but nothing reads or writes beside it."""
+    table = train(make_table(4), np.arange(40), np.ones((40, 4), np.float32))
+    assert oe.size(table) == 40
+    if field is None:
+        changed = jax.tree.map(change, table)
+    else:
+        changed = dataclasses.replace(table, **{field: change(getattr(table, field))})
+    if field in (None, "counters"):
+        for call in (oe.check, oe.stats, oe.grow, oe.items):
+            with pytest.raises(
+                oe.TableError, match=r"rows in a table of 64.*tree\.map"
+            ):
+                call(changed)
+    else:
+        assert oe.grow(changed).capacity == 128
+        oe.get_rows(changed, np.arange(130))
+    for _ in range(2):
+        acts, ctx = oe.lookup(changed, np.arange(100, 130))
+        changed = oe.update(changed, ctx, jnp.ones_like(acts))
+    with pytest.raises(oe.TableError):
+        oe.check(changed)

@@ -163,3 +163,34 @@ def test_a_cached_table_lives_on_one_device(tmp_path):
             jax.jit(split_up)(table, oe.pack_ids(np.arange(4)))
     oe.check(oe.stage(table, np.arange(4)))
     cache.close_cached(table.spec.name)
+
+
+@pytest.mark.parametrize("kind", ["ssd", "host_mem"])
+@pytest.mark.parametrize("axis_type", [*jax.sharding.AxisType][:2])
+def test_a_cached_table_is_not_copied_to_the_devices_of_its_ids(
+    tmp_path, kind, axis_type
+):
+    """One Store with a cache on each of four devices would be a race."""
+    with oe.MultiTableEmbedding(
+        "sharded_ids", 4, "float32", "int64", optimizer=oe.sgd(0.1),
+        store_options=(
+            oe.make_cached_ssd_store_options if kind == "ssd"
+            else oe.make_cached_host_mem_store_options
+        )(1, tmp_path),
+    ) as emb:  # fmt: skip
+        table = emb.init()
+        assert table.rows.committed
+        ids = oe.pack_ids(np.arange(8))
+        split = NamedSharding(mesh_of(axis_type), PartitionSpec("x"))
+
+        @jax.jit
+        def staged(table, ids):
+            return step(oe.stage(table, ids), ids)
+
+        with pytest.raises(ValueError, match="incompatible devices"):
+            staged(table, jax.device_put(ids, split))
+        table, acts = staged(table, ids)
+        oe.check(table)
+        assert np.isfinite(acts).all()
+        emb.save_snapshot(table, "one")
+        assert emb.load_snapshot("one").rows.committed

@@ -157,6 +157,35 @@ def test_shard_map_with_a_table_on_every_device(table):
         np.testing.assert_allclose(got, wanted, rtol=1e-5)
 
 
+def test_value_and_grad_within_shard_map(table):
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec
+
+    def loss(weight, table, ids):
+        return loss_of(weight, oe.lookup(table, ids)[0])
+
+    def local(weight, table, ids):
+        value, grads = oe.value_and_grad(loss, (0, 1))(weight, table, ids)
+        return value[None], grads[0], grads[1].grads[0], oe.global_norm(grads[1])[None]
+
+    ids = oe.pack_ids(IDS)
+    value, g_weight, g_acts, norms = jax.jit(
+        jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(spec(), spec(), spec("x")),
+            out_specs=(spec("x"), spec(), spec("x"), spec("x")),
+        )
+    )(WEIGHT, table, ids)
+    wanted, (wanted_g, sparse) = oe.value_and_grad(loss, (0, 1))(WEIGHT, table, ids)
+    np.testing.assert_allclose(value.sum(), wanted, rtol=1e-5)
+    np.testing.assert_allclose(g_weight, wanted_g, rtol=1e-5)
+    np.testing.assert_allclose(g_acts, sparse.grads[0], rtol=1e-5)
+    for i, part in enumerate(np.split(ids, 2)):
+        _, grad = oe.value_and_grad(loss, 1)(WEIGHT, table, part)
+        np.testing.assert_allclose(norms[i], oe.global_norm(grad), rtol=1e-5)
+
+
 @pytest.mark.any_promotion
 def test_optax_step_with_everything_donated(table):
     optimizer = optax.adam(1e-2)

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "core/bucket.h"
+#include "core/counters.h"
 #include "core/ids.h"
 #include "core/initializers.h"
 #include "core/macros.h"
@@ -36,6 +37,14 @@ struct TableView {
   bool none_reserved = false;
 
   ONEEMB_HD bool cached() const { return residency != nullptr; }
+  // Slots that were ever in use: those of the rows, where a table is not
+  // cached. Counters are an array like any other, which a program may have
+  // changed: no more than there are.
+  ONEEMB_HD int64_t slots_used() const {
+    const uint64_t used = counters[cached() ? kSlotsUsed : kRows];
+    return used < static_cast<uint64_t>(capacity) ? static_cast<int64_t>(used)
+                                                  : capacity;
+  }
   // Whether a slot is set aside for a key that has no row yet.
   ONEEMB_HD bool IsReserved(int64_t slot) const {
     return cached() && !none_reserved && residency[slot].state == kSlotReserved;

@@ -46,8 +46,10 @@ bool InsertInOrder(const IndexView& from, int64_t rows, const IndexView& to) {
   for (int64_t b = 0; b < from.num_buckets; ++b) {
     const Bucket& bucket = from.buckets[b];
     for (int e = 0; e < kBucketEntries; ++e) {
-      if (bucket.tags[e] == 0) continue;
-      keys[bucket.slots[e]] = {bucket.ids[e], bucket.tables[e]};
+      const int64_t slot = bucket.slots[e];
+      // An index is an array that a program may have changed, too.
+      if (bucket.tags[e] == 0 || slot < 0 || slot >= rows) continue;
+      keys[slot] = {bucket.ids[e], bucket.tables[e]};
     }
   }
   constexpr int64_t kAhead = 16;
@@ -105,7 +107,7 @@ void CreateTable(Parallel* parallel, const TableView& table) {
 
 bool GrowTable(Parallel* parallel, const TableView& from, const TableView& to) {
   CreateTable(parallel, to);
-  const int64_t rows = static_cast<int64_t>(from.counters[kRows]);
+  const int64_t rows = from.slots_used();
   const int64_t word = sizeof(uint32_t);
   CopyBytes(parallel, from.rows, to.rows, rows * from.row_words * word);
   CopyBytes(parallel, from.clock, to.clock, rows * word);
@@ -134,7 +136,7 @@ void ReadRows(Parallel* parallel, const TableView& table,
 void WriteRows(const TableView& table, const TableRules& rules,
                const IdsView& ids, const uint32_t* rows, uint32_t step) {
   uint64_t* const counters = table.counters;
-  const int64_t before = static_cast<int64_t>(counters[kRows]);
+  const int64_t before = table.slots_used();
   InsertCursor cursor{table.index, table.capacity, before,
                       *table.layout_version};
   IdCursor id(ids, 0);

@@ -245,7 +245,7 @@ void PlaceRows(Parallel* parallel, const TableView& table,
                const TableRules& rules, const FlatBatch& batch,
                const SlotReport& report, int32_t* slots) {
   uint64_t* const counters = table.counters;
-  const int64_t rows = static_cast<int64_t>(counters[kRows]);
+  const int64_t rows = table.slots_used();
   const bool searched =
       FindSlots(parallel, table, rules, batch, report, rows, slots);
   if (!searched && report.lowest >= 0) return;  // nothing is missing
@@ -287,7 +287,7 @@ bool Update(Parallel* parallel, const TableView& table, const TableRules& rules,
     return true;
   }
   const FlatBatch batch(args.batches);
-  const int64_t first_new_slot = static_cast<int64_t>(counters[kRows]);
+  const int64_t first_new_slot = table.slots_used();
   const Scratch slots(batch.size() * int64_t{sizeof(int32_t)});
   const Scratch entries_space(2 * batch.size() * int64_t{sizeof(SlotPosition)});
   const int64_t tasks = NumTasks(*parallel, batch.size(), kGrain, 8);
@@ -307,11 +307,10 @@ bool Update(Parallel* parallel, const TableView& table, const TableRules& rules,
   }
   AddLookupCounts(args, counters);
   int64_t count = 0;
-  const SlotPosition* const entries = SortBySlot(
-      parallel, slots.As<int32_t>(), batch.size(),
-      static_cast<int64_t>(counters[table.cached() ? kSlotsUsed : kRows]),
-      entries_space.As<SlotPosition>(),
-      entries_space.As<SlotPosition>() + batch.size(), &count);
+  const SlotPosition* const entries =
+      SortBySlot(parallel, slots.As<int32_t>(), batch.size(),
+                 table.slots_used(), entries_space.As<SlotPosition>(),
+                 entries_space.As<SlotPosition>() + batch.size(), &count);
   const std::vector<GradientBatch>& gradients = batch.gradients();
   const RowPass pass{table,
                      rules,

@@ -169,7 +169,7 @@ bool WriteDown(Parallel* parallel, const CachedTable& table) {
 void Flush(Parallel* parallel, const CachedTable& table,
            SlotResidency* residency, uint32_t* generation) {
   if (!Flush(OnCpu(parallel, table, kNoIds).table())) return;
-  const auto used = static_cast<int64_t>(table.view.counters[kSlotsUsed]);
+  const int64_t used = table.view.slots_used();
   for (int64_t slot = 0; slot < used; ++slot) {
     uint32_t& state = residency[slot].state;
     state = state == kSlotDirty ? kSlotClean : state;

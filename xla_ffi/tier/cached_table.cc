@@ -74,9 +74,7 @@ class Staging {
 
  private:
   uint32_t now() const { return static_cast<uint32_t>(now_); }
-  int64_t used() const {
-    return static_cast<int64_t>(tier_->counters()[kSlotsUsed]);
-  }
+  int64_t used() const { return tier_->slots_used(); }
   int64_t unused() const { return tier_->capacity() - used(); }
   int64_t wanted() const { return work_.missing.count; }
 

@@ -94,7 +94,7 @@ bool CpuTier::TakeVictims(uint32_t now, int64_t count,
 
 bool CpuTier::FindDirty(int64_t* cursor, int64_t most,
                         std::vector<SlotEntry>* dirty) {
-  const auto used = static_cast<int64_t>(view_.counters[kSlotsUsed]);
+  const int64_t used = view_.slots_used();
   dirty->clear();
   for (; *cursor < used && static_cast<int64_t>(dirty->size()) < most;
        ++*cursor) {

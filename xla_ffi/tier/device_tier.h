@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/bucket.h"
+#include "core/counters.h"
 #include "core/residency.h"
 #include "store/buffer_source.h"
 #include "store/key.h"
@@ -100,6 +101,12 @@ class DeviceTier {
   int64_t row_bytes() const { return row_bytes_; }
   uint64_t* counters() const { return counters_; }
   uint32_t* generation() const { return generation_; }
+  // As TableView::slots_used, of counters on the host.
+  int64_t slots_used() const {
+    const uint64_t used = counters_[kSlotsUsed];
+    return used < static_cast<uint64_t>(capacity_) ? static_cast<int64_t>(used)
+                                                   : capacity_;
+  }
 
   // Where rows lie on the host on their way to the device, or from there.
   virtual BufferSource* memory() = 0;
