@@ -24,6 +24,7 @@ from oneemb_jax.table import (
     Table,
     array_shapes,
     check_capacity,
+    unshared,
 )
 from oneemb_jax.tiers import cached_call
 
@@ -81,23 +82,10 @@ def grow(table: Table, capacity: int | None = None) -> Table:
         index, rows, clock = _grown_arrays(wanted, table)
     counters = jnp.asarray(table.counters)
     counters = counters.at[0, COUNTERS.index("overflows")].set(0)
-    # Copies of the small leaves: donating one table must not delete the other.
-    small = jax.tree.map(
-        jnp.copy,
-        {
-            name: getattr(table, name)
-            for name in (
-                "step",
-                "layout_version",
-                "generation",
-                "store_nonce",
-                "learning_rate",
-            )
-        },
+    grown = dataclasses.replace(
+        table, index=index, rows=rows, clock=clock, counters=counters
     )
-    return dataclasses.replace(
-        table, index=index, rows=rows, clock=clock, counters=counters, **small
-    )
+    return unshared(grown, table)
 
 
 class Rows(NamedTuple):

@@ -319,6 +319,18 @@ def init_table(
     return table if device is None else jax.device_put(table, device)
 
 
+def unshared(table: Table, before: Table) -> Table:
+    """``table`` with copies of the arrays that it has of ``before``.
+
+    Whoever donates one of the two must not lose the other.
+    """
+    copies = {}
+    for name, leaf in vars(before).items():
+        if isinstance(leaf, jax.Array) and getattr(table, name) is leaf:
+            copies[name] = leaf if isinstance(leaf, jax.core.Tracer) else leaf.copy()
+    return dataclasses.replace(table, **copies)
+
+
 def _is_gone(leaf: Any) -> bool:
     is_array = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
     return is_array and leaf.is_deleted()

@@ -21,7 +21,7 @@ from oneemb_jax.sparse_grad import (
     pairs_of,
 )
 from oneemb_jax.spec import TableSpec
-from oneemb_jax.table import CACHED_ARRAYS, Table, check_table
+from oneemb_jax.table import CACHED_ARRAYS, Table, check_table, unshared
 
 #: The arrays of a table that an update writes, in the order of its handler.
 _WRITTEN = (
@@ -179,7 +179,8 @@ def update(
         num_lookups=np.int32(len(pairs)),
         **spec.attributes(),
     )
-    return dataclasses.replace(table, **dict(zip(written, results, strict=True)))
+    new = dataclasses.replace(table, **dict(zip(written, results, strict=True)))
+    return unshared(new, table)
 
 
 def global_norm(ctx: Any, grads: Any = None) -> jax.Array:

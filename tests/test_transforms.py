@@ -51,6 +51,16 @@ def test_jit(table, expected, donate):
     assert table_bits(table) == expected
 
 
+@pytest.mark.parametrize("make", [oe.grow, lambda table: step(table, IDS)])
+@pytest.mark.parametrize("first", [True, False])
+def test_donating_one_of_two_tables_leaves_the_other(table, make, first):
+    both = [table, make(table)]
+    donated, other = both if first else both[::-1]
+    jax.jit(lambda table: step(table, IDS), donate_argnums=0)(donated)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(other))
+    assert oe.size(oe.grow(step(other, IDS))) == len(np.unique(IDS))
+
+
 def test_without_donation_the_old_table_stays(table):
     before = table_bits(table)
     jax.jit(step)(table, oe.pack_ids(IDS))
