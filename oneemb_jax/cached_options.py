@@ -83,7 +83,8 @@ def _budget(value: Any, name: str, call: str) -> float:
     if not number or isinstance(value, bool):
         raise TypeError(f"{call}({name}={value!r}): pass a number of MiB.")
     if not (0 <= value < math.inf):
-        raise ValueError(f"{call}({name}={value}): pass a positive number of MiB.")
+        least = "0 or more" if name == "host_cache_budget_mb" else "above 0"
+        raise ValueError(f"{call}({name}={value}): pass a number of MiB, {least}.")
     return float(value)
 
 

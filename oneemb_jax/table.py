@@ -324,10 +324,11 @@ def unshared(table: Table, before: Table) -> Table:
 
     Whoever donates one of the two must not lose the other.
     """
-    copies = {}
+    copies: dict[str, Any] = {}
     for name, leaf in vars(before).items():
-        if isinstance(leaf, jax.Array) and getattr(table, name) is leaf:
-            copies[name] = leaf if isinstance(leaf, jax.core.Tracer) else leaf.copy()
+        own = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+        if own and getattr(table, name) is leaf:
+            copies[name] = leaf.copy()
     return dataclasses.replace(table, **copies)
 
 

@@ -74,7 +74,8 @@ def test_options():
     assert oe.make_cached_host_mem_store_options(1, ["x"], 5).store_kind == "host"
     for bad, message in {
         ("a", "x"): r"cache_budget_mb='a'\): pass a number",
-        (-1, "x"): r"cache_budget_mb=-1\): pass a positive number",
+        (-1, "x"): r"cache_budget_mb=-1\): pass a number of MiB, above 0",
+        (1, "x", 5, 1, -1, 4096, -1): r"host_cache_budget_mb=-1\).*, 0 or more",
         (0, "x"): r"cache_budget_mb=0\): a step reads",
         (1, None): r"persistent_path=None\): pass a folder",
         (1, ("x", "y")): r"2 folders",
